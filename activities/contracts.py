@@ -1,0 +1,132 @@
+"""What workflows may ask for: names and signatures of all activities, and nothing that does I/O.
+
+Control-plane activities are implemented in this package on the controller; ``HostContract`` by every host worker
+on its own queue ``host-<id>``.
+"""
+
+from abc import ABC, abstractmethod
+
+from temporalio import activity
+
+from fleet.deployments import Deployment
+from fleet.hosts import Host, HostLease
+from fleet.instances import EngineExit, EngineLaunch, Instance
+from fleet.inventory import EngineRef
+from fleet.model import Record
+from fleet.placement.request import PlacementRequest, PlaceResult
+
+
+class ReleaseRequest(Record):
+    instance_id: str
+    fence: int
+    engine_gone: bool
+    """False: the host is lost; its memory stays booked until it comes back and confirms."""
+
+
+class DeploymentRecord(Record):
+    deployment: Deployment
+    run_id: str
+
+
+class DeploymentName(Record):
+    name: str
+    run_id: str
+
+
+class InstanceIds(Record):
+    instance_ids: tuple[str, ...] = ()
+
+
+class HostId(Record):
+    host_id: str
+
+
+class InstanceId(Record):
+    instance_id: str
+
+
+class PlacementContract(ABC):
+    """The ledger. All are idempotent by (instance, fence)."""
+
+    @activity.defn(name="place_instance")
+    @abstractmethod
+    async def place_instance(self, request: PlacementRequest) -> PlaceResult:
+        """Claim room for one replica, or say why there is none."""
+
+    @activity.defn(name="release_claim")
+    @abstractmethod
+    async def release_claim(self, request: ReleaseRequest) -> None:
+        """Give back the claims of this fence and older ones, and wake instances that wait for room."""
+
+
+class ProjectionContract(ABC):
+    """What workflows write about themselves for the API and the gateways to read. Local activities."""
+
+    @activity.defn(name="record_deployment")
+    @abstractmethod
+    async def record_deployment(self, record: DeploymentRecord) -> None: ...
+
+    @activity.defn(name="forget_deployment")
+    @abstractmethod
+    async def forget_deployment(self, name: DeploymentName) -> None: ...
+
+    @activity.defn(name="record_instance")
+    @abstractmethod
+    async def record_instance(self, instance: Instance) -> None:
+        """Write the row, publish or withdraw its endpoint, and bind its claim."""
+
+    @activity.defn(name="forget_instance")
+    @abstractmethod
+    async def forget_instance(self, instance: InstanceId) -> None: ...
+
+    @activity.defn(name="record_host")
+    @abstractmethod
+    async def record_host(self, host: Host) -> None: ...
+
+
+class FleetContract(ABC):
+    """Questions about and news to other entities."""
+
+    @activity.defn(name="instances_on_host")
+    @abstractmethod
+    async def instances_on_host(self, host: HostId) -> InstanceIds:
+        """Instances that hold a claim there."""
+
+    @activity.defn(name="ended_instances")
+    @abstractmethod
+    async def ended_instances(self, candidates: InstanceIds) -> InstanceIds:
+        """Those whose workflow is closed or was never there."""
+
+    @activity.defn(name="announce_capacity")
+    @abstractmethod
+    async def announce_capacity(self) -> None:
+        """Wake the instances that wait for room."""
+
+    @activity.defn(name="clean_up_instance")
+    @abstractmethod
+    async def clean_up_instance(self, instance: InstanceId) -> None:
+        """Give up what an instance left behind that ended without a word (terminated by a person)."""
+
+
+class HostContract(ABC):
+    """What a host does. The control plane reaches it only through its queue."""
+
+    @activity.defn(name="run_engine")
+    @abstractmethod
+    async def run_engine(self, launch: EngineLaunch) -> EngineExit:
+        """Start or adopt the engine and own it until it ends. Completed asynchronously, by task token."""
+
+    @activity.defn(name="look_at_engine")
+    @abstractmethod
+    async def look_at_engine(self, engine: EngineRef) -> None:
+        """Heartbeat now instead of later, so that a cancellation is noticed at once. A hint: losing it is harmless."""
+
+    @activity.defn(name="hold_lease")
+    @abstractmethod
+    async def hold_lease(self, lease: HostLease) -> None:
+        """Heartbeat for as long as the host lives. Completed asynchronously, by task token."""
+
+    @activity.defn(name="answer_roll_call")
+    @abstractmethod
+    async def answer_roll_call(self) -> None:
+        """Prove that the host is back."""

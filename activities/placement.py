@@ -1,0 +1,89 @@
+"""Placing replicas: decide in memory, commit in the ledger."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from sqlmodel import Session
+from temporalio import activity
+
+from activities.contracts import PlacementContract, ReleaseRequest
+from activities.waiting import WaitingInstances
+from fleet.access.sealing import Sealer, host_sealer
+from fleet.db import claims
+from fleet.db.hosts import ReadyHost, ready_hosts
+from fleet.db.session import Database
+from fleet.db.tables import HostRow
+from fleet.host_client import FileFacts
+from fleet.model_files import ModelFiles
+from fleet.placement.choose import Choice, HostView, ModelFile, choose
+from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Unplaceable
+
+_LOOKS = 10
+"""How often a lost race makes us look again before we let the workflow wait."""
+
+
+class PlacementActivities(PlacementContract):
+    def __init__(self, database: Database, files: ModelFiles, master: Sealer, waiting: WaitingInstances) -> None:
+        self._database = database
+        self._files = files
+        self._master = master
+        self._waiting = waiting
+
+    @activity.defn(name="place_instance")
+    async def place_instance(self, request: PlacementRequest) -> PlaceResult:
+        try:
+            before = await self._database.aread(lambda s: claims.existing(s, request.instance_id, request.fence))
+            if before is not None:
+                return PlaceResult(placement=before)
+            return await self._place(request)
+        except claims.StaleFence as stale:
+            return PlaceResult(newer_fence=stale.newest)
+
+    @activity.defn(name="release_claim")
+    async def release_claim(self, request: ReleaseRequest) -> None:
+        free = claims.release if request.engine_gone else claims.give_up
+        await self._database.awrite(lambda s: free(s, request.instance_id, request.fence))
+        await self._waiting.wake()
+
+    async def _place(self, request: PlacementRequest) -> PlaceResult:
+        reason = "too many others place at the same time"
+        for _ in range(_LOOKS):
+            hosts = await self._hosts(request)
+            verdict = choose(request, hosts)
+            if isinstance(verdict, Unplaceable):
+                return PlaceResult(unplaceable=verdict)
+            try:
+                placement = await self._database.awrite(lambda s, v=verdict: self._commit(s, request, v))  # type: ignore[misc]
+                return PlaceResult(placement=placement)
+            except claims.ClaimLost as lost:
+                reason = str(lost)
+        return PlaceResult(unplaceable=Unplaceable(reasons=(reason,)))
+
+    async def _hosts(self, request: PlacementRequest) -> list[HostView]:
+        ready = await self._database.aread(lambda s: ready_hosts(s, request.deployment))
+        files = await self._files.on([h.address for h in ready], request.model_path)
+        return [self._with_model(h, files) for h in ready]
+
+    @staticmethod
+    def _with_model(host: ReadyHost, files: dict[str, FileFacts | None]) -> HostView:
+        facts = files.get(host.view.host_id)
+        if facts is None or not facts.readable:
+            return host.view
+        return replace(host.view, model=ModelFile(facts.path, facts.size_bytes))
+
+    def _commit(self, session: Session, request: PlacementRequest, choice: Choice) -> Placement:
+        claims.expire(session, datetime.now(UTC))
+        before = claims.existing(session, request.instance_id, request.fence)
+        if before is not None:
+            return before
+        placement = choice.placement.model_copy(
+            update={"env_for_host": self._seal_for(session, choice.placement.host_id, request.env_sealed)}
+        )
+        claims.claim(session, request.instance_id, request.fence, placement, choice.generation)
+        return placement
+
+    def _seal_for(self, session: Session, host_id: str, env: dict[str, str]) -> dict[str, str]:
+        if not env:
+            return {}
+        sealer = host_sealer(session.get_one(HostRow, host_id).credential_hash)
+        return {name: sealer.seal(self._master.open(value)) for name, value in env.items()}

@@ -1,0 +1,43 @@
+"""Instances that wait for room, and how to wake them."""
+
+import asyncio
+
+from sqlmodel import Session, col, select
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from fleet import ids
+from fleet.db.session import Database
+from fleet.db.tables import InstanceRow
+from fleet.states import InstanceState
+
+_AT_ONCE = 20
+"""Woken by one change; each that finds room leaves the rest for the next, and all ask again by themselves."""
+
+
+class WaitingInstances:
+    def __init__(self, database: Database, client: Client) -> None:
+        self._database = database
+        self._client = client
+
+    async def wake(self) -> None:
+        waiting = await self._database.aread(_oldest_waiting)
+        await asyncio.gather(*map(self._wake, waiting))
+
+    async def _wake(self, instance_id: str) -> None:
+        handle = self._client.get_workflow_handle(ids.instance_workflow(instance_id))
+        try:
+            await handle.signal(ids.CAPACITY_SIGNAL)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:  # it has ended: nobody waits
+                raise
+
+
+def _oldest_waiting(session: Session) -> list[str]:
+    query = (
+        select(InstanceRow.id)
+        .where(InstanceRow.state == InstanceState.PENDING)
+        .order_by(col(InstanceRow.created_at))
+        .limit(_AT_ONCE)
+    )
+    return list(session.exec(query).all())

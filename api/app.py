@@ -1,0 +1,28 @@
+"""The management API: one FastAPI application."""
+
+from fastapi import APIRouter, FastAPI
+
+from api import docs, problems
+from api.management import access, deployments, host_agents, hosts, instances, system
+from api.state import Services
+
+_DESCRIPTION = """Runs AI models on fleets of GPUs and never lets go of them.
+
+Send `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) that name the field and the remedy.
+The OpenAI API is under `/v1`.
+"""
+
+
+def create_app(services: Services) -> FastAPI:
+    app = FastAPI(title="Holdfast", description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app.state.services = services
+    problems.install(app)
+    v1 = APIRouter(prefix="/api/v1")
+    # Before the routes with a host id in the path, which would take "join" for one.
+    v1.include_router(host_agents.router)
+    for router in (deployments.router, instances.router, hosts.router, access.router):
+        v1.include_router(router)
+    app.include_router(v1)
+    app.include_router(system.router)
+    docs.install(app)
+    return app

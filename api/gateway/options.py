@@ -1,0 +1,29 @@
+"""What can be set about a gateway; the defaults are for production, tests shorten the times."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Times are seconds, sizes are bytes."""
+
+    body_limit: int = 32 << 20
+    """Largest request body."""
+    connect_timeout: float = 3.0
+    first_byte_timeout: float = 600.0
+    """Until an engine's first reply byte: an answer that is not streamed takes as long as its generation."""
+    idle_timeout: float = 300.0
+    """Between two bytes of a reply, and for a client that does not read."""
+    keep_idle: float = 4.0
+    """How long a connection waits for its next request: engines close theirs after 5 s."""
+    sweep_interval: float = 0.5
+    """How often the timeouts above are looked at, and so how exact they are."""
+    poll_interval: float = 0.25
+    """Between two looks at the change counter of the database."""
+    reload_interval: float = 10.0
+    """The table is read again after this even if the counter did not move: phases do not move it."""
+    avoid_after: int = 2
+    """So many failed connects in a row, and an endpoint is avoided while others exist…"""
+    avoid_for: float = 1.0
+    """…for so long, doubling up to ``avoid_at_most`` while it goes on failing."""
+    avoid_at_most: float = 15.0

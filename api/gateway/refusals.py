@@ -1,0 +1,193 @@
+"""Every answer that is the gateway's own refusal, in the shape that OpenAI clients expect.
+
+Refusal
+├── 400 not JSON, not an object, no model      the client must change the request
+├── 401, 403                                    the key
+├── 404 unknown URL, unknown model, 405 method
+├── 413 body too large
+├── 502 the engine failed before it answered, 504 it did not answer in time
+└── 503 nothing can serve now; comes with Retry-After
+"""
+
+from typing import Any
+
+import orjson
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+_SHOWN_CHARACTERS = 200
+"""How much of what a client sent is said back to it."""
+
+
+class Refusal(Exception):
+    """An answer instead of the engine's. ``headers`` come on top of content type and length."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Headers = (),
+        unread: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.unread = unread
+        """The client is still sending a body that nobody wants."""
+        self.body = error_body(message, kind=kind, param=param, code=code)
+        self.headers = headers
+
+
+def error_body(message: str, *, kind: str, param: str | None, code: str | None) -> bytes:
+    error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    return orjson.dumps({"error": error})
+
+
+def shown(text: str) -> str:
+    """``text`` from a client, made fit to be said back: short, and without what JSON cannot carry."""
+    cut = text[:_SHOWN_CHARACTERS] + ("…" if len(text) > _SHOWN_CHARACTERS else "")
+    return cut.encode("utf-8", "replace").decode("utf-8")
+
+
+def unknown_url(method: str, path: str) -> Refusal:
+    return Refusal(
+        404,
+        f"Unknown URL: {shown(method)} {shown(path)}. Known are /v1/models, /v1/chat/completions, "
+        "/v1/completions and /v1/embeddings.",
+        code="unknown_url",
+    )
+
+
+def wrong_method(method: str, path: str, allowed: str) -> Refusal:
+    return Refusal(
+        405,
+        f"{shown(method)} is not allowed on {shown(path)}. Use {allowed}.",
+        code="method_not_allowed",
+        headers=((b"allow", allowed.encode()),),
+    )
+
+
+def no_key() -> Refusal:
+    return Refusal(
+        401,
+        "No API key was sent. Send 'Authorization: Bearer <key>'; `holdfast keys` makes one.",
+        code="missing_api_key",
+        headers=_CHALLENGE,
+    )
+
+
+def bad_key() -> Refusal:
+    return Refusal(
+        401,
+        "The API key is not known, was revoked, or has expired. `holdfast keys` makes a new one.",
+        code="invalid_api_key",
+        headers=_CHALLENGE,
+    )
+
+
+def wrong_scope(scope: str) -> Refusal:
+    return Refusal(
+        403,
+        f"A key of scope '{scope}' may not ask models. Use one of scope 'inference' or 'admin'.",
+        code="insufficient_scope",
+    )
+
+
+def bad_length() -> Refusal:
+    return Refusal(
+        400, "The header Content-Length must be one number.", param="Content-Length", code="invalid_header"
+    )
+
+
+def too_large(limit: int, *, unread: bool) -> Refusal:
+    return Refusal(
+        413,
+        f"The request body is larger than the limit of {limit} bytes. Send less in one request.",
+        param="body",
+        code="request_too_large",
+        unread=unread,
+    )
+
+
+def not_json(reason: str) -> Refusal:
+    return Refusal(
+        400, f"The request body is not valid JSON: {shown(reason)}.", param="body", code="invalid_json"
+    )
+
+
+def not_an_object() -> Refusal:
+    return Refusal(400, "The request body must be a JSON object.", param="body", code="invalid_type")
+
+
+def no_model() -> Refusal:
+    return Refusal(
+        400,
+        "'model' is missing. Name one of the models that GET /v1/models lists.",
+        param="model",
+        code="missing_required_parameter",
+    )
+
+
+def model_not_a_string() -> Refusal:
+    return Refusal(400, "'model' must be a string.", param="model", code="invalid_type")
+
+
+def unknown_model(name: str) -> Refusal:
+    return Refusal(
+        404,
+        f"The model '{shown(name)}' does not exist. GET /v1/models lists those that do.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def not_ready(name: str, phase: str, desired: int) -> Refusal:
+    if desired == 0:
+        remedy = "It has no replicas: start it, or scale it up."
+    else:
+        remedy = "`holdfast deployments` says what it is waiting for."
+    return unavailable(
+        f"The model '{name}' has no ready replica; its deployment is {phase}. {remedy}", after=5
+    )
+
+
+def no_table() -> Refusal:
+    return unavailable("The gateway has not been able to read its table of models yet. Try again.", after=1)
+
+
+def unreachable(name: str) -> Refusal:
+    return unavailable(f"No replica of the model '{name}' can be reached. Try again shortly.", after=2)
+
+
+def unavailable(message: str, *, after: int) -> Refusal:
+    return Refusal(
+        503,
+        message,
+        kind="service_unavailable",
+        code="service_unavailable",
+        headers=((b"retry-after", b"%d" % after),),
+    )
+
+
+def engine_failed(name: str, reason: str) -> Refusal:
+    return Refusal(
+        502,
+        f"The engine of the model '{name}' {reason}. Its log (`holdfast logs {name}`) may say why.",
+        kind="api_error",
+        code="engine_failed",
+    )
+
+
+def engine_too_slow(name: str) -> Refusal:
+    return Refusal(
+        504,
+        f"The engine of the model '{name}' did not answer in time. Ask for less, or stream the answer.",
+        kind="api_error",
+        code="engine_timeout",
+    )
+
+
+_CHALLENGE: Headers = ((b"www-authenticate", b"Bearer"),)

@@ -1,0 +1,178 @@
+"""What a gateway knows by heart (keys, deployments, endpoints), as one table, and what keeps it fresh."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
+from urllib.parse import urlsplit
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session, col, select
+
+from fleet.db import registry
+from fleet.db.session import Database
+from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow
+from fleet.states import EndpointState
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    id: str
+    scope: str
+    expires_at: datetime | None = None
+
+    def expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDeployment:
+    name: str
+    phase: str
+    desired_replicas: int
+    created_at: int
+    """Seconds since 1970, as OpenAI's ``created``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An engine that takes requests, under the fence that is current."""
+
+    instance_id: str
+    fence: int
+    deployment: str
+    url: str
+    """Without ``/v1``; may have a path."""
+    capacity: int
+    """Requests that it works on at a time; 0: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    """One consistent view of the database. A new one replaces it; nothing in it ever changes."""
+
+    version: int
+    keys: Mapping[str, Key] = field(default_factory=lambda: MappingProxyType({}))
+    """By SHA-256 of the key. Revoked keys are not in it; expired ones may be."""
+    deployments: Mapping[str, KnownDeployment] = field(default_factory=lambda: MappingProxyType({}))
+    endpoints: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """By deployment; only those that are ready."""
+
+
+def load(session: Session) -> RoutingTable:
+    # The version first: what is written after it was read makes the next look at it load again.
+    version = registry.version(session)
+    return RoutingTable(
+        version=version,
+        keys=MappingProxyType(_keys(session)),
+        deployments=MappingProxyType(_deployments(session)),
+        endpoints=MappingProxyType(_endpoints(session)),
+    )
+
+
+def _keys(session: Session) -> dict[str, Key]:
+    rows = session.exec(
+        select(ApiKeyRow.key_hash, ApiKeyRow.id, ApiKeyRow.scope, ApiKeyRow.expires_at).where(
+            col(ApiKeyRow.revoked_at).is_(None)
+        )
+    )
+    return {key_hash: Key(id_, scope, expires_at) for key_hash, id_, scope, expires_at in rows}
+
+
+def _deployments(session: Session) -> dict[str, KnownDeployment]:
+    rows = session.exec(
+        select(
+            DeploymentRow.name, DeploymentRow.phase, DeploymentRow.desired_replicas, DeploymentRow.created_at
+        ).order_by(DeploymentRow.name)
+    )
+    return {
+        name: KnownDeployment(name, phase, desired, int(created_at.timestamp()))
+        for name, phase, desired, created_at in rows
+    }
+
+
+def _endpoints(session: Session) -> dict[str, tuple[Endpoint, ...]]:
+    rows = session.exec(
+        select(EndpointRow).where(EndpointRow.state == EndpointState.READY).order_by(EndpointRow.instance_id)
+    )
+    by_deployment: dict[str, tuple[Endpoint, ...]] = {}
+    for row in rows:
+        endpoint = Endpoint(row.instance_id, row.fence, row.deployment, row.url, row.capacity)
+        if not _usable(row.url):
+            _log.error(
+                "the endpoint of instance %s is left out: %r is no http(s) URL", row.instance_id, row.url
+            )
+            continue
+        by_deployment[row.deployment] = (*by_deployment.get(row.deployment, ()), endpoint)
+    return by_deployment
+
+
+def _usable(url: str) -> bool:
+    """Whether requests can be sent there, and the URL can be written into their first lines."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+
+
+class Refresher:
+    """Keeps handing on the newest table. While the database is down, the last one stays in force."""
+
+    def __init__(
+        self,
+        database: Database,
+        adopt: Callable[[RoutingTable], None],
+        *,
+        poll_interval: float,
+        reload_interval: float,
+    ) -> None:
+        """``adopt`` is called in the event loop, with every table that was loaded."""
+        self._database = database
+        self._adopt = adopt
+        self._poll_interval = poll_interval
+        self._reload_interval = reload_interval
+        self._version: int | None = None
+        self._loaded_at = 0.0
+        self._down = False
+        self.confirmed_at: float | None = None
+        """When the table was last known to be current (monotonic); None: never."""
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_interval)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Look once, and load if there is something new. Does not raise when the database is down."""
+        try:
+            table = await self._database.aread(self._load_if_due)
+        except (SQLAlchemyError, OSError) as error:
+            self._note_down(error)
+            return
+        if self._down:
+            self._down = False
+            _log.info("the database answers again")
+        self.confirmed_at = time.monotonic()
+        if table is not None:
+            self._version = table.version
+            self._loaded_at = self.confirmed_at
+            self._adopt(table)
+
+    def _load_if_due(self, session: Session) -> RoutingTable | None:
+        fresh = time.monotonic() - self._loaded_at < self._reload_interval
+        if self._version is not None and fresh and registry.version(session) == self._version:
+            return None
+        return load(session)
+
+    def _note_down(self, error: Exception) -> None:
+        if not self._down:
+            self._down = True
+            _log.warning("the database does not answer, the last table stays in force: %s", error)

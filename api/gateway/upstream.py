@@ -1,0 +1,187 @@
+"""The engines that requests may go to: their connections, their load, and whether they can be reached."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from urllib.parse import urlsplit
+
+from api.gateway.connection import ConnectFailed, Connection, connect
+from api.gateway.options import Options
+from api.gateway.table import Endpoint
+
+Key = tuple[str, int]
+"""Instance id and fence."""
+
+
+class Upstream:
+    """One engine under one fence. Lives as long as the table names it or a request is in it."""
+
+    __slots__ = (
+        "_connections",
+        "_failures",
+        "_heads",
+        "_host",
+        "_idle",
+        "_loop",
+        "_options",
+        "_port",
+        "_tls",
+        "avoided_until",
+        "capacity",
+        "in_flight",
+        "instance_id",
+        "url",
+    )
+
+    def __init__(self, endpoint: Endpoint, options: Options) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._failures = 0
+        self.avoided_until = 0.0
+        self.in_flight = 0
+        self.instance_id = endpoint.instance_id
+        self.url = ""
+        self.update(endpoint)
+
+    def update(self, endpoint: Endpoint) -> None:
+        """Take over what the table says now. Requests that are in it stay in it."""
+        self.capacity = endpoint.capacity
+        if endpoint.url == self.url:
+            return
+        parts = urlsplit(endpoint.url)
+        self.url = endpoint.url
+        self._tls = parts.scheme == "https"
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if self._tls else 80)
+        self._heads: dict[str, bytes] = {}
+        self._failures = 0
+        self.avoided_until = 0.0
+        self.close_idle()
+
+    def request_head(self, path: str) -> bytes:
+        """Start of every request to ``path``; the length and an empty line are still to come."""
+        head = self._heads.get(path)
+        if head is None:
+            parts = urlsplit(self.url)
+            head = self._heads[path] = (
+                f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\n"
+                f"host: {parts.netloc.rpartition('@')[2]}\r\n"
+                "content-type: application/json\r\n"
+                "accept-encoding: identity\r\n"
+            ).encode()
+        return head
+
+    async def acquire(self) -> Connection:
+        """An open connection. Raises ``ConnectFailed``."""
+        now = self._loop.time()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed and connection.deadline > now:
+                return connection
+            connection.abort()
+        return await self._connect()
+
+    def release(self, connection: Connection) -> None:
+        """Keep the connection for the next request, or close it when its exchange did not come to its end."""
+        if connection.reusable:
+            connection.rest(self._loop.time() + self._options.keep_idle)
+            self._idle.append(connection)
+        else:
+            connection.abort()
+            self._connections.discard(connection)
+
+    def note_trial(self) -> None:
+        """A request tries an endpoint that was avoided: others stay away until it is known how that ends."""
+        if self._failures >= self._options.avoid_after:
+            self._avoid()
+
+    def sweep(self, now: float) -> None:
+        """Apply every timeout that is due."""
+        for connection in list(self._connections):
+            if not connection.closed and connection.deadline <= now:
+                connection.expire()
+            if connection.closed:
+                self._connections.discard(connection)
+        self._idle = [c for c in self._idle if not c.closed]
+
+    def close_idle(self) -> None:
+        for connection in self._idle:
+            connection.abort()
+            self._connections.discard(connection)
+        self._idle.clear()
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.abort()
+        self._connections.clear()
+        self._idle.clear()
+
+    async def _connect(self) -> Connection:
+        options = self._options
+        try:
+            connection = await connect(
+                lambda: Connection(self._loop, options.first_byte_timeout, options.idle_timeout),
+                self._host,
+                self._port,
+                tls=self._tls,
+                timeout=options.connect_timeout,
+            )
+        except ConnectFailed:
+            self._failures += 1
+            if self._failures >= options.avoid_after:
+                self._avoid()
+            raise
+        self._failures = 0
+        self.avoided_until = 0.0
+        self._connections.add(connection)
+        return connection
+
+    def _avoid(self) -> None:
+        options = self._options
+        doublings = min(self._failures - options.avoid_after, 10)
+        pause = min(options.avoid_for * 2**doublings, options.avoid_at_most)
+        self.avoided_until = self._loop.time() + pause
+
+
+class Upstreams:
+    """All of them; a new table changes the set and leaves the counts of those that stay."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._all: dict[Key, Upstream] = {}
+        self._named: frozenset[Key] = frozenset()
+
+    def __iter__(self) -> Iterator[Upstream]:
+        return iter(list(self._all.values()))
+
+    def adopt(self, endpoints: Iterable[Endpoint]) -> dict[str, tuple[Upstream, ...]]:
+        """By deployment, the upstreams of ``endpoints``."""
+        routes: dict[str, list[Upstream]] = {}
+        named = set()
+        for endpoint in endpoints:
+            key = (endpoint.instance_id, endpoint.fence)
+            named.add(key)
+            routes.setdefault(endpoint.deployment, []).append(self._get(key, endpoint))
+        self._named = frozenset(named)
+        return {deployment: tuple(upstreams) for deployment, upstreams in routes.items()}
+
+    def sweep(self, now: float) -> None:
+        """Apply timeouts, and forget those that are neither named nor busy any more."""
+        for key, upstream in list(self._all.items()):
+            upstream.sweep(now)
+            if key not in self._named and upstream.in_flight == 0:
+                upstream.close()
+                del self._all[key]
+
+    def close(self) -> None:
+        for upstream in self._all.values():
+            upstream.close()
+
+    def _get(self, key: Key, endpoint: Endpoint) -> Upstream:
+        known = self._all.get(key)
+        if known is None:
+            known = self._all[key] = Upstream(endpoint, self._options)
+        else:
+            known.update(endpoint)
+        return known

@@ -1,0 +1,61 @@
+"""Checks of a spec that need more than the spec itself: engines and hosts."""
+
+from api.state import Services
+from fleet.db.hosts import ReadyHost, ready_hosts
+from fleet.engines.catalog import resolve
+from fleet.errors import InvalidInput
+from fleet.host_client import FileFacts
+from fleet.specs import DeploymentSpec
+
+
+async def check_spec(services: Services, spec: DeploymentSpec) -> tuple[str, str]:
+    """(engine, version) to run it with. Raises InvalidInput naming the field and the remedy."""
+    adapter = resolve(spec.engine)
+    for index, remedy in adapter.refuse(spec.engine_args).items():
+        raise InvalidInput(
+            f"{spec.engine_args[index]!r} is set by Holdfast itself", field=f"spec.engine_args.{index}", hint=remedy
+        )
+    hosts = await services.database.aread(lambda s: ready_hosts(s, ""))
+    version = _version(adapter.name, spec.engine_version, adapter.default_version, hosts)
+    facts = await services.files.on([h.address for h in hosts], spec.model.path)
+    _check_file(spec, hosts, {k: v for k, v in facts.items() if v is not None})
+    return adapter.name, version
+
+
+def _version(engine: str, asked: str | None, default: str, hosts: list[ReadyHost]) -> str:
+    """The version to pin; empty means whatever build a host has of its own."""
+    offered = {b.version for h in hosts for b in h.view.engines if b.engine == engine}
+    if asked is None:
+        return default if not offered or default in offered else ""
+    if asked != default and asked not in offered:
+        known = ", ".join(sorted(offered | {default}))
+        raise InvalidInput(
+            f"no host offers {engine} {asked}", field="spec.engine_version", hint=f"leave it out or use one of: {known}"
+        )
+    return asked
+
+
+def _check_file(spec: DeploymentSpec, hosts: list[ReadyHost], facts: dict[str, FileFacts]) -> None:
+    """Refuse a model that no host has. Hosts that do not answer get the benefit of the doubt."""
+    if not facts or len(facts) < len(hosts):
+        return
+    path = spec.model.path
+    names = ", ".join(sorted(h.view.name for h in hosts))
+    if not any(f.exists for f in facts.values()):
+        raise InvalidInput(
+            f"no host has the file {path!r} (asked: {names})",
+            field="spec.model.path",
+            hint="copy the model there, or name an absolute path or one relative to the host's models folder",
+        )
+    if not any(f.readable for f in facts.values()):
+        raise InvalidInput(
+            f"{path!r} exists but is not a file that a host can read (asked: {names})",
+            field="spec.model.path",
+            hint="name a file, not a folder, and let the host's user read it",
+        )
+    if not any(f.is_gguf for f in facts.values()):
+        raise InvalidInput(
+            f"{path!r} is not a GGUF file",
+            field="spec.model.path",
+            hint="llama.cpp runs GGUF models; convert it, or name the right file",
+        )

@@ -1,0 +1,263 @@
+"""Deployments: create, read, change, stop, start, restart, delete."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Response
+from pydantic import BaseModel, ValidationError
+from sqlmodel import Session, col, select
+
+from api.management.checks import check_spec
+from api.management.merge import merge_patch, seal_env
+from api.management.paging import Cursor, LabelFilter, Limit, Page, has_labels, page
+from api.problems import invalid
+from api.state import AdminDep, Services, ServicesDep
+from fleet import ids
+from fleet.access.sealing import MASK
+from fleet.db.tables import DeploymentRow
+from fleet.deployments import Accepted, Deployment, DeploymentChange
+from fleet.errors import Conflict, InvalidInput, NotFound
+from fleet.settings import Settings
+from fleet.specs import DeploymentCreate, DeploymentSpec
+
+router = APIRouter(prefix="/deployments", tags=["deployments"])
+
+_PROJECTED_WITHIN_S = 2.0
+_POLL_S = 0.02
+
+IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=100, description="the ETag that was read")]
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+
+
+class DeploymentStatus(BaseModel):
+    phase: str
+    ready_replicas: int
+    desired_replicas: int
+    revision: int
+    generation: int
+    message: str
+    hint: str
+    conditions: list[dict[str, Any]] = []
+    workflow_url: str
+
+
+class DeploymentView(BaseModel):
+    name: str
+    labels: dict[str, str]
+    spec: DeploymentSpec
+    """Values of ``env`` are masked."""
+    created_at: datetime
+    updated_at: datetime
+    engine: str
+    engine_version: str
+    status: DeploymentStatus
+
+
+@router.post("", status_code=201, summary="Create a deployment")
+async def create(
+    body: DeploymentCreate,
+    response: Response,
+    services: ServicesDep,
+    _admin: AdminDep,
+    idempotency_key: IdempotencyKey = None,
+) -> DeploymentView:
+    """Answers at once; the model is placed and started in the background. Watch ``status``."""
+    engine, version = await check_spec(services, body.spec)
+    deployment = Deployment(
+        name=body.name,
+        labels=body.labels,
+        spec=seal_env(services.master, body.spec, {}),
+        engine=engine,
+        engine_version=version,
+        created_at=datetime.now(UTC),
+        create_key=idempotency_key or "",
+    )
+    try:
+        await services.workflows.create_deployment(deployment)
+    except Conflict:
+        row = await _row(services, body.name, by_key=idempotency_key) if idempotency_key else None
+        if row is None:
+            raise
+        return _show(response, services.settings, row)
+    row = await _projected(services, body.name, 1, since=deployment.created_at)
+    response.headers["location"] = f"/api/v1/deployments/{body.name}"
+    return _show(response, services.settings, row or _not_yet(deployment))
+
+
+@router.get("", summary="List deployments")
+async def list_(
+    services: ServicesDep, _admin: AdminDep, limit: Limit = 100, cursor: Cursor = None, label: LabelFilter = None
+) -> Page[DeploymentView]:
+    rows = await services.database.aread(_all)
+    chosen = [r for r in rows if has_labels(r.labels, label)]
+    return page(chosen, limit, cursor, lambda r: r.name, lambda r: view(services.settings, r))
+
+
+@router.get("/{name}", summary="Read a deployment")
+async def get(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
+    return _show(response, services.settings, await _existing(services, name))
+
+
+@router.patch("/{name}", summary="Change a deployment (JSON merge patch)")
+async def patch(
+    name: str,
+    body: Annotated[dict[str, Any], Body(examples=[{"spec": {"replicas": 2}}])],
+    response: Response,
+    services: ServicesDep,
+    _admin: AdminDep,
+    if_match: IfMatch = None,
+) -> Any:
+    """What is not named stays; ``null`` removes. A change that needs new engines replaces them one at a time."""
+    row = await _existing(services, name)
+    unknown = set(body) - {"labels", "spec"}
+    if unknown:
+        field = sorted(unknown)[0]
+        raise InvalidInput(f"{field} cannot be changed", field=field, hint="a patch has 'labels' and 'spec'")
+    current = {"name": name, "labels": row.labels, "spec": _masked(row).model_dump(mode="json")}
+    try:
+        wanted = DeploymentCreate.model_validate(merge_patch(current, body))
+    except ValidationError as error:
+        return invalid(error.errors())
+    old = DeploymentSpec.model_validate(row.spec)
+    change = DeploymentChange(labels=wanted.labels, if_generation=_generation(if_match))
+    if "spec" in body:
+        engine, version = await _recheck(services, row, old, wanted.spec)
+        sealed = seal_env(services.master, wanted.spec, old.env)
+        change = change.model_copy(update={"spec": sealed, "engine": engine, "engine_version": version})
+    return await _changed(name, change, response, services)
+
+
+@router.post("/{name}/stop", status_code=202, summary="Stop all replicas, keep the deployment")
+async def stop(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
+    await _existing(services, name)
+    return await _changed(name, DeploymentChange(stopped=True), response, services)
+
+
+@router.post("/{name}/start", status_code=202, summary="Start a stopped deployment again")
+async def start(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
+    await _existing(services, name)
+    return await _changed(name, DeploymentChange(stopped=False), response, services)
+
+
+@router.post("/{name}/restart", status_code=202, summary="Replace all replicas, one at a time")
+async def restart(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
+    """Asked twice before the first has begun, it restarts once."""
+    row = await _existing(services, name)
+    return await _changed(name, DeploymentChange(restart_of=row.launch), response, services)
+
+
+@router.delete("/{name}", status_code=202, summary="Delete a deployment")
+async def delete(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
+    """Its replicas drain and stop; then the name is free again. Deleting twice is harmless."""
+    row = await _existing(services, name)
+    accepted = await services.workflows.delete_deployment(name)
+    return _show(response, services.settings, await _projected(services, name, accepted.generation) or row)
+
+
+def view(settings: Settings, row: DeploymentRow) -> DeploymentView:
+    return DeploymentView(
+        name=row.name,
+        labels=row.labels,
+        spec=_masked(row),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        engine=row.engine,
+        engine_version=row.engine_version,
+        status=DeploymentStatus(
+            phase=row.phase,
+            ready_replicas=row.ready_replicas,
+            desired_replicas=row.desired_replicas,
+            revision=row.revision,
+            generation=row.generation,
+            message=row.message,
+            hint=row.hint,
+            workflow_url=settings.workflow_url(ids.deployment_workflow(row.name)),
+        ),
+    )
+
+
+def _show(response: Response, settings: Settings, row: DeploymentRow) -> DeploymentView:
+    response.headers["etag"] = f'"{row.generation}"'
+    return view(settings, row)
+
+
+def _masked(row: DeploymentRow) -> DeploymentSpec:
+    spec = DeploymentSpec.model_validate(row.spec)
+    return spec.model_copy(update={"env": dict.fromkeys(spec.env, MASK)})
+
+
+async def _changed(name: str, change: DeploymentChange, response: Response, services: Services) -> DeploymentView:
+    accepted: Accepted = await services.workflows.change_deployment(name, change)
+    row = await _projected(services, name, accepted.generation) or await _existing(services, name)
+    return _show(response, services.settings, row)
+
+
+async def _recheck(services: Services, row: DeploymentRow, old: DeploymentSpec, new: DeploymentSpec) -> tuple[str, str]:
+    """Check only what a change touches: scaling must work while a host is away."""
+    touched = ("model", "engine", "engine_version", "engine_args")
+    if all(getattr(old, f) == getattr(new, f) for f in touched):
+        return row.engine, row.engine_version
+    return await check_spec(services, new)
+
+
+async def _existing(services: Services, name: str) -> DeploymentRow:
+    row = await _row(services, name)
+    if row is None:
+        raise NotFound(f"there is no deployment named {name!r}", hint="GET /api/v1/deployments lists what there is")
+    return row
+
+
+async def _row(services: Services, name: str, by_key: str | None = None) -> DeploymentRow | None:
+    if "\x00" in name:
+        return None
+    row = await services.database.aread(lambda s: s.get(DeploymentRow, name))
+    return row if row is None or by_key is None or row.create_key == by_key else None
+
+
+async def _projected(
+    services: Services, name: str, generation: int, since: datetime | None = None
+) -> DeploymentRow | None:
+    """The row once the workflow has written what it accepted; None when that takes too long."""
+    deadline = time.monotonic() + _PROJECTED_WITHIN_S
+    while time.monotonic() < deadline:
+        row = await services.database.aread(lambda s: s.get(DeploymentRow, name))
+        if row is not None and row.generation >= generation and (since is None or row.created_at >= since):
+            return row
+        await asyncio.sleep(_POLL_S)
+    return None
+
+
+def _all(session: Session) -> list[DeploymentRow]:
+    return list(session.exec(select(DeploymentRow).order_by(col(DeploymentRow.name))).all())
+
+
+def _not_yet(d: Deployment) -> DeploymentRow:
+    """Accepted, but no controller has picked it up yet."""
+    return DeploymentRow(
+        name=d.name,
+        labels=d.labels,
+        spec=d.spec.model_dump(mode="json"),
+        engine=d.engine,
+        engine_version=d.engine_version,
+        generation=d.generation,
+        revision=d.revision,
+        launch=d.launch,
+        phase="pending",
+        desired_replicas=d.desired,
+        ready_replicas=0,
+        message="accepted; waits for a controller",
+        projection=0,
+        created_at=d.created_at,
+        updated_at=d.created_at,
+    )
+
+
+def _generation(if_match: str | None) -> int | None:
+    if if_match is None or if_match.strip() == "*":
+        return None
+    text = if_match.strip().removeprefix("W/").strip('"')
+    if not (text.isascii() and text.isdigit() and len(text) < 12):
+        raise InvalidInput("If-Match is not an ETag of ours", field="If-Match", hint='send it as it was read, e.g. "3"')
+    return int(text)

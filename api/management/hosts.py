@@ -1,0 +1,116 @@
+"""Hosts, as people see them."""
+
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from sqlmodel import Session, col, select
+
+from api.management.paging import Cursor, LabelFilter, Limit, Page, has_labels, page
+from api.state import AdminDep, Services, ServicesDep
+from fleet import ids
+from fleet.db import claims
+from fleet.db.tables import GpuRow, HostRow
+from fleet.errors import Conflict, NotFound
+from fleet.settings import Settings
+from fleet.states import HostState
+
+router = APIRouter(prefix="/hosts", tags=["hosts"])
+
+
+class GpuView(BaseModel):
+    uuid: str
+    index: int
+    name: str
+    kind: str
+    memory_bytes: int
+    allocatable_bytes: int
+    used_bytes: int
+    healthy: bool
+    reason: str
+
+
+class HostView(BaseModel):
+    id: str
+    name: str
+    state: str
+    message: str
+    address: str
+    version: str
+    labels: dict[str, str]
+    inventory: dict[str, Any]
+    ram_allocatable_bytes: int
+    ram_used_bytes: int
+    gpus: list[GpuView]
+    joined_at: datetime
+    workflow_url: str
+
+
+Rows = tuple[HostRow, list[GpuRow]]
+
+
+@router.get("", summary="List hosts")
+async def list_(
+    services: ServicesDep, _admin: AdminDep, limit: Limit = 100, cursor: Cursor = None, label: LabelFilter = None
+) -> Page[HostView]:
+    rows = await services.database.aread(_all)
+    chosen = [r for r in rows if has_labels(r[0].labels, label)]
+    return page(chosen, limit, cursor, lambda r: r[0].id, lambda r: view(services.settings, r))
+
+
+@router.get("/{host_id}", summary="Read a host")
+async def get(host_id: str, services: ServicesDep, _admin: AdminDep) -> HostView:
+    return view(services.settings, await _existing(services, host_id))
+
+
+@router.delete("/{host_id}", status_code=204, summary="Forget a host that is lost and will not come back")
+async def forget(host_id: str, services: ServicesDep, _admin: AdminDep) -> Response:
+    host, _ = await _existing(services, host_id)
+    if host.state != HostState.LOST:
+        raise Conflict(f"host {host_id} is {host.state}", hint="stop its process first; only a lost host is forgotten")
+    if placed := await services.database.aread(lambda s: claims.instances_on(s, host_id)):
+        raise Conflict(f"{', '.join(placed)} are still placed there", hint="wait until they are placed elsewhere")
+    await services.workflows.forget_host(host_id)
+    return Response(status_code=204)
+
+
+def view(settings: Settings, rows: Rows) -> HostView:
+    host, gpus = rows
+    return HostView(
+        id=host.id,
+        name=host.name,
+        state=host.state,
+        message=host.message,
+        address=host.address,
+        version=host.version,
+        labels=host.labels,
+        inventory=host.inventory,
+        ram_allocatable_bytes=host.ram_allocatable,
+        ram_used_bytes=host.ram_used,
+        gpus=[
+            GpuView(
+                **g.model_dump(include={"uuid", "index", "name", "kind", "memory_bytes", "healthy", "reason"}),
+                allocatable_bytes=g.allocatable,
+                used_bytes=g.used,
+            )
+            for g in gpus
+        ],
+        joined_at=host.joined_at,
+        workflow_url=settings.workflow_url(ids.host_workflow(host.id)),
+    )
+
+
+def _all(session: Session) -> list[Rows]:
+    gpus: dict[str, list[GpuRow]] = {}
+    for gpu in session.exec(select(GpuRow).order_by(col(GpuRow.index))).all():
+        gpus.setdefault(gpu.host_id, []).append(gpu)
+    hosts = session.exec(select(HostRow).order_by(col(HostRow.id))).all()
+    return [(host, gpus.get(host.id, [])) for host in hosts]
+
+
+async def _existing(services: Services, host_id: str) -> Rows:
+    found = [r for r in await services.database.aread(_all) if r[0].id == host_id]
+    if not found:
+        raise NotFound(f"there is no host {host_id!r}", hint="GET /api/v1/hosts lists what there is")
+    return found[0]

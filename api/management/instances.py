@@ -1,0 +1,133 @@
+"""Instances: what runs where, and what it prints."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from sqlmodel import Session, col, select
+
+from api.management.paging import Cursor, Limit, Page, page
+from api.state import AdminDep, Services, ServicesDep
+from fleet import ids
+from fleet.db.hosts import address_of
+from fleet.db.tables import HostRow, InstanceRow
+from fleet.errors import NotFound, Unavailable
+from fleet.host_client import HostAddress, HostUnreachable
+from fleet.settings import Settings
+
+router = APIRouter(prefix="/instances", tags=["instances"])
+
+
+class InstanceView(BaseModel):
+    id: str
+    deployment: str
+    revision: int
+    slot: int
+    state: str
+    host_id: str | None
+    gpu_uuids: list[str]
+    memory_bytes: int
+    endpoint: str | None
+    pid: int | None
+    fence: int
+    restarts: int
+    message: str
+    hint: str
+    progress: float | None
+    workflow_url: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@router.get("", summary="List instances")
+async def list_(
+    services: ServicesDep,
+    _admin: AdminDep,
+    deployment: Annotated[str | None, Query(max_length=63)] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Page[InstanceView]:
+    rows = await services.database.aread(lambda s: _all(s, deployment))
+    return page(rows, limit, cursor, lambda r: r.id, lambda r: view(services.settings, r))
+
+
+@router.get("/{instance_id:path}/logs", summary="Read or follow an engine's log")
+async def logs(
+    instance_id: str,
+    services: ServicesDep,
+    _admin: AdminDep,
+    tail: Annotated[int, Query(ge=0, le=100_000, description="last lines")] = 1000,
+    follow: bool = False,
+    attempt: Annotated[int | None, Query(ge=1, le=1_000_000, description="unset: the newest")] = None,
+) -> StreamingResponse:
+    row = await _existing(services, instance_id)
+    host = await _host_of(services, row)
+    params: dict[str, str | int] = {"tail": tail, "follow": str(follow).lower()}
+    if attempt is not None:
+        params["attempt"] = attempt
+    stream = _stream(services, host, instance_id, params)
+    first = await anext(stream)  # errors come before the answer has begun
+    return StreamingResponse(_prepend(first, stream), media_type="text/plain; charset=utf-8")
+
+
+@router.get("/{instance_id:path}", summary="Read an instance")
+async def get(instance_id: str, services: ServicesDep, _admin: AdminDep) -> InstanceView:
+    return view(services.settings, await _existing(services, instance_id))
+
+
+def view(settings: Settings, row: InstanceRow) -> InstanceView:
+    return InstanceView(
+        **row.model_dump(include=set(InstanceView.model_fields)),
+        workflow_url=settings.workflow_url(ids.instance_workflow(row.id)),
+    )
+
+
+def _all(session: Session, deployment: str | None) -> list[InstanceRow]:
+    query = select(InstanceRow).order_by(col(InstanceRow.id))
+    if deployment is not None:
+        query = query.where(InstanceRow.deployment == deployment.replace("\x00", ""))
+    return list(session.exec(query).all())
+
+
+async def _existing(services: Services, instance_id: str) -> InstanceRow:
+    row = None
+    if "\x00" not in instance_id:
+        row = await services.database.aread(lambda s: s.get(InstanceRow, instance_id))
+    if row is None:
+        raise NotFound(f"there is no instance {instance_id!r}", hint="GET /api/v1/instances lists what there is")
+    return row
+
+
+async def _host_of(services: Services, row: InstanceRow) -> HostAddress:
+    if row.host_id is None:
+        raise NotFound(f"{row.id} is on no host ({row.state}): {row.message}", hint="wait until it is placed")
+    host = await services.database.aread(lambda s: s.get(HostRow, row.host_id))
+    if host is None:
+        raise NotFound(f"host {row.host_id} is gone", hint="its logs went with it")
+    return address_of(host)
+
+
+async def _stream(
+    services: Services, host: HostAddress, instance_id: str, params: dict[str, str | int]
+) -> AsyncIterator[bytes]:
+    try:
+        async with services.hosts.engine_log(host, instance_id, params) as answer:
+            if answer.status_code == 404:
+                await answer.aread()
+                raise NotFound(answer.json()["detail"], hint="leave out 'attempt' for the newest")
+            if answer.status_code != 200:
+                raise Unavailable(f"host {host.host_id} answered {answer.status_code}", hint="see the host's own log")
+            yield b""
+            async for chunk in answer.aiter_raw():
+                yield chunk
+    except HostUnreachable as error:
+        raise Unavailable(f"the host does not answer: {error}", hint="see `holdfast hosts`") from error
+
+
+async def _prepend(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk

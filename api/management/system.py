@@ -1,0 +1,57 @@
+"""Health, version and metrics of the control plane itself."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from sqlalchemy import func
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session, select
+
+from api.state import AdminDep, ServicesDep
+from fleet.db import registry
+from fleet.db.tables import DeploymentRow, HostRow, InstanceRow
+
+router = APIRouter(tags=["system"])
+
+Counts = dict[str, dict[str, int]]
+
+
+@router.get("/healthz", summary="Is this process alive?")
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Can it do its work?")
+async def readyz(services: ServicesDep) -> Response:
+    """503 only without the database. Without Temporal inference and reading go on, and changes wait."""
+    temporal = await services.workflows.reachable()
+    try:
+        await services.database.aread(registry.version)
+    except SQLAlchemyError as error:
+        body = {"status": "down", "database": str(error)[:200], "temporal": temporal}
+        return JSONResponse(body, 503)
+    return JSONResponse({"status": "ok" if temporal else "degraded", "database": True, "temporal": temporal})
+
+
+@router.get("/version", summary="Version of Holdfast")
+async def version_() -> dict[str, str]:
+    return {"name": "holdfast", "version": version("holdfast")}
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+async def metrics(services: ServicesDep, _admin: AdminDep) -> Response:
+    counts = await services.database.aread(_counts)
+    own = CollectorRegistry()
+    for name, states in counts.items():
+        gauge = Gauge(f"holdfast_{name}", f"Number of {name} by state", ["state"], registry=own)
+        for state, count in states.items():
+            gauge.labels(state).set(count)
+    text = generate_latest(own) + generate_latest(services.gateway_metrics)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _counts(session: Session) -> Counts:
+    tables = {"deployments": DeploymentRow.phase, "instances": InstanceRow.state, "hosts": HostRow.state}
+    return {n: dict(session.execute(select(c, func.count()).group_by(c)).all()) for n, c in tables.items()}  # type: ignore[call-overload]

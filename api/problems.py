@@ -1,0 +1,75 @@
+"""Errors as RFC 9457 problem documents that say what to do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from fleet.errors import HoldfastError, Unavailable
+
+_MEDIA_TYPE = "application/problem+json"
+_RETRY_AFTER_S = "5"
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(HoldfastError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    body |= {key: value for key, value in more.items() if value not in ("", None, [])}
+    return JSONResponse(body, status, media_type=_MEDIA_TYPE)
+
+
+async def _ours(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HoldfastError)
+    answer = problem(error.status, error.title, error.detail, hint=error.hint, field=error.field, **error.extra)
+    if isinstance(error, Unavailable):
+        answer.headers["retry-after"] = _RETRY_AFTER_S
+    if error.status == 401:
+        answer.headers["www-authenticate"] = "Bearer"
+    return answer
+
+
+async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return invalid(error.errors())
+
+
+def invalid(errors: Sequence[Any], prefix: tuple[str, ...] = ()) -> JSONResponse:
+    """One problem document for all that pydantic found."""
+    if any(e["type"] == "json_invalid" for e in errors):
+        return problem(400, "Not JSON", "the body is not valid JSON", hint="send a JSON object")
+    found = [{"field": _field(prefix, e["loc"]), "message": _message(e)} for e in errors[:20]]
+    first = found[0]
+    detail = f"{first['field']}: {first['message']}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    hint = "correct the field; /docs describes what is accepted"
+    return problem(422, "Invalid input", detail + more, field=first["field"], hint=hint, errors=found)
+
+
+async def _http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    hints = {404: "see /docs for the paths that exist", 405: "see /docs for the methods that exist"}
+    title = {400: "Not JSON", 404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Error")
+    answer = problem(error.status_code, title, str(error.detail), hint=hints.get(error.status_code, ""))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _field(prefix: tuple[str, ...], loc: Sequence[Any]) -> str:
+    parts = [str(p) for p in loc]
+    if parts and parts[0] in ("body", "query", "path", "header"):
+        parts = parts[1:]
+    return ".".join([*prefix, *parts]) or "body"
+
+
+def _message(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown field; remove it or correct its name"
+    return str(error["msg"])

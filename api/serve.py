@@ -1,0 +1,118 @@
+"""The API process: management under FastAPI, inference straight past it."""
+
+import asyncio
+import logging
+import signal
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from api.app import create_app
+from api.gateway.app import Gateway
+from api.gateway.standalone import standalone
+from api.limits import BodyLimit
+from api.management.access import ensure_admin_key
+from api.state import Services
+from api.temporal_client import WorkflowClient
+from fleet.access.keys import admin_key, master_sealer_of
+from fleet.db.migrate import upgrade
+from fleet.db.session import Database
+from fleet.host_client import HostClient
+from fleet.logs import configure_logging
+from fleet.model_files import ModelFiles
+from fleet.serving import CannotListen, listen, serving
+from fleet.settings import Settings
+from fleet.temporal import connect
+
+log = logging.getLogger("holdfast.api")
+
+MANAGEMENT_BODY_LIMIT = 1 << 20
+"""Bytes. Specs are small; only inference takes large bodies."""
+
+
+class FrontDoor:
+    """ASGI: ``/v1`` goes to the gateway before any framework sees it, everything else to the management API."""
+
+    def __init__(self, gateway: Any, management: Any) -> None:
+        self._gateway = gateway
+        self._management = management
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        inference = path.startswith("/v1/") or path == "/v1"
+        await (self._gateway if inference else self._management)(scope, receive, send)
+
+
+async def build_services(settings: Settings, database: Database, gateway_metrics: CollectorRegistry) -> Services:
+    hosts = HostClient()
+    return Services(
+        settings=settings,
+        database=database,
+        workflows=WorkflowClient(await connect(settings, lazy=True)),
+        hosts=hosts,
+        files=ModelFiles(hosts),
+        master=master_sealer_of(settings),
+        gateway_metrics=gateway_metrics,
+    )
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set. Raises CannotListen."""
+    listening = listen(settings.bind, settings.port)
+    await asyncio.to_thread(upgrade, settings.effective_database_url)
+    database = Database(settings.effective_database_url)
+    gateway = Gateway(database)
+    services = await build_services(settings, database, gateway.metrics.registry)
+    await ensure_admin_key(services, admin_key(settings))
+    app: FastAPI = create_app(services)
+    await gateway.start()
+    try:
+        front = FrontDoor(gateway, BodyLimit(app, MANAGEMENT_BODY_LIMIT))
+        async with serving(front, listening, lifespan="off", loop="uvloop", http="httptools"):
+            log.info("API on http://%s:%d", settings.bind, settings.port)
+            await stop.wait()
+    finally:
+        await gateway.stop()
+        await services.hosts.aclose()
+        database.close()
+
+
+async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
+    """Only the inference routes. Raises CannotListen."""
+    listening = listen(settings.bind, settings.port)
+    database = Database(settings.effective_database_url)
+    try:
+        async with serving(standalone(Gateway(database)), listening, lifespan="on", loop="uvloop", http="httptools"):
+            log.info("gateway on http://%s:%d", settings.bind, settings.port)
+            await stop.wait()
+    finally:
+        database.close()
+
+
+def main(settings: Settings) -> int:
+    return _main(settings, run)
+
+
+def gateway_main(settings: Settings) -> int:
+    return _main(settings, run_gateway)
+
+
+def _main(settings: Settings, serve: Any) -> int:
+    import uvloop
+
+    configure_logging()
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(settings, stop)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(until_told())
+    except CannotListen as error:
+        log.error("%s: set HOLDFAST_PORT or HOLDFAST_BIND", error)
+        return 1
+    return 0

@@ -1,0 +1,69 @@
+"""The commands that are processes: ``up``, ``api``, ``gateway``, ``controller``, ``host``."""
+
+import importlib
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleet.cli.setup import load_settings
+from fleet.errors import HoldfastError
+
+if TYPE_CHECKING:
+    from fleet.settings import Settings
+
+
+def up(
+    demo: Annotated[bool, typer.Option("--demo", help="Deploy the small bundled model and ask it.")] = False,
+    exit_: Annotated[bool, typer.Option("--exit", help="Stop everything again once that worked.")] = False,
+) -> None:
+    """Run all of Holdfast on this machine, until Ctrl-C."""
+    from fleet.cli.up import run_up
+
+    raise typer.Exit(run_up(load_settings(), demo=demo, exit_after=exit_))
+
+
+def api() -> None:
+    """Run the management API, with the gateway under /v1."""
+    _run("api.serve:main")
+
+
+def gateway() -> None:
+    """Run only the inference routes."""
+    _run("api.serve:gateway_main")
+
+
+def controller() -> None:
+    """Run the worker that carries out workflows."""
+    _run("workflows.controller:main")
+
+
+def host() -> None:
+    """Run this machine as a host of engines."""
+    _run("worker_host.main:main")
+
+
+def demo() -> None:
+    """What `up --demo` does once everything runs."""
+    from fleet.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(load_settings()))
+
+
+def _run(entry_point: str) -> None:
+    """By name, because ``fleet`` knows none of the packages that it starts.
+
+    An entry point runs until it is told to end, and answers the exit code.
+    """
+    module, _, function = entry_point.partition(":")
+    settings = load_settings()
+    entry: Callable[[Settings], int] = getattr(importlib.import_module(module), function)
+    try:
+        code = entry(settings)
+    except HoldfastError:
+        raise
+    except Exception:  # noqa: BLE001 (shown whole; leaving by main() ends the process before the SDK can abort it)
+        traceback.print_exc()
+        code = 1
+    raise typer.Exit(code)

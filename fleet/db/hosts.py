@@ -1,0 +1,116 @@
+"""Hosts as the ledger knows them."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import delete, func, update
+from sqlmodel import Session, col, select
+
+from fleet.db import claims
+from fleet.db.tables import ClaimRow, GpuRow, HostRow
+from fleet.host_client import HostAddress
+from fleet.inventory import Gpu, Inventory, Registration
+from fleet.placement.choose import GpuView, HostView
+from fleet.states import ClaimState, HostState
+
+
+@dataclass(frozen=True)
+class ReadyHost:
+    view: HostView
+    """Without the model file."""
+    address: HostAddress
+
+
+def address_of(row: HostRow) -> HostAddress:
+    return HostAddress(row.id, row.address, row.http_port, row.credential_hash)
+
+
+def ready_hosts(session: Session, deployment: str) -> list[ReadyHost]:
+    """All hosts that take new work, with what is free on them now."""
+    replicas = dict(
+        session.execute(
+            select(ClaimRow.host_id, func.count(func.distinct(ClaimRow.instance_id)))
+            .where(col(ClaimRow.instance_id).startswith(f"{deployment}/", autoescape=True))
+            .where(ClaimRow.state != ClaimState.RELEASING)
+            .group_by(ClaimRow.host_id)
+        ).all()
+    )
+    gpus: dict[str, list[GpuView]] = {}
+    for gpu in session.exec(select(GpuRow).where(GpuRow.healthy).order_by(col(GpuRow.index))).all():  # type: ignore[arg-type]
+        gpus.setdefault(gpu.host_id, []).append(GpuView(gpu.uuid, gpu.allocatable - gpu.used, gpu.memory_bytes))
+    rows = session.exec(select(HostRow).where(HostRow.state == HostState.READY)).all()
+    return [ReadyHost(_view(row, gpus.get(row.id, []), replicas.get(row.id, 0)), address_of(row)) for row in rows]
+
+
+def save_registration(session: Session, host_id: str, registration: Registration) -> None:
+    """Store what a host says of itself. A changed inventory gets a new generation, so that old decisions fail."""
+    row = session.get_one(HostRow, host_id, with_for_update=True)
+    inventory = registration.inventory
+    changed = not row.inventory or not Inventory.model_validate(row.inventory).same_hardware(inventory)
+    row.name = inventory.hostname
+    row.machine_id = inventory.machine_id
+    row.address = registration.address
+    row.http_port = registration.http_port
+    row.version = registration.version
+    row.inventory = inventory.model_dump(mode="json")
+    row.labels = inventory.labels
+    row.ram_allocatable = inventory.ram_allocatable_bytes
+    row.seen_at = datetime.now(UTC)
+    if changed:
+        row.generation += 1
+        _save_gpus(session, host_id, inventory.gpus, row.generation)
+    session.add(row)
+    session.flush()
+    if changed:
+        claims.recount(session, host_id)
+
+
+def record_state(session: Session, host_id: str, state: HostState, message: str, projection: int) -> None:
+    """The host workflow's word on its host."""
+    if state is HostState.FORGOTTEN:
+        session.execute(delete(GpuRow).where(col(GpuRow.host_id) == host_id))
+        session.execute(delete(ClaimRow).where(col(ClaimRow.host_id) == host_id))
+        session.execute(delete(HostRow).where(col(HostRow.id) == host_id))
+        return
+    session.execute(
+        update(HostRow)
+        .where(col(HostRow.id) == host_id, col(HostRow.projection) < projection)
+        .values(state=state, message=message, projection=projection)
+    )
+
+
+def _save_gpus(session: Session, host_id: str, gpus: tuple[Gpu, ...], generation: int) -> None:
+    present = [g.uuid for g in gpus]
+    session.execute(delete(GpuRow).where(col(GpuRow.host_id) == host_id, col(GpuRow.uuid).not_in(present)))
+    for gpu in gpus:
+        session.merge(
+            GpuRow(
+                uuid=gpu.uuid,
+                host_id=host_id,
+                index=gpu.index,
+                kind=gpu.kind,
+                name=gpu.name,
+                memory_bytes=gpu.memory_bytes,
+                allocatable=gpu.memory_bytes,
+                healthy=gpu.healthy,
+                reason=gpu.reason,
+                generation=generation,
+            )
+        )
+    session.flush()
+
+
+def _view(row: HostRow, gpus: list[GpuView], replicas: int) -> HostView:
+    inventory = Inventory.model_validate(row.inventory)
+    return HostView(
+        host_id=row.id,
+        name=row.name,
+        generation=row.generation,
+        labels=row.labels,
+        ram_free_bytes=row.ram_allocatable - row.ram_used,
+        ram_total_bytes=row.ram_allocatable,
+        gpus=tuple(gpus),
+        engines=inventory.engines,
+        replicas_of_deployment=replicas,
+        model=None,
+    )

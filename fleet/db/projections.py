@@ -1,0 +1,76 @@
+"""Rows that workflows write about themselves, each guarded so that an old one never replaces a newer one."""
+
+from sqlalchemy import delete
+from sqlmodel import Session, col, select
+
+from fleet.db import registry
+from fleet.db.tables import DeploymentRow, EndpointRow, InstanceRow, now
+from fleet.states import EndpointState, InstanceState
+
+
+def record_deployment(session: Session, row: DeploymentRow) -> bool:
+    """Insert or replace. False when a newer projection is there already."""
+    known = session.get(DeploymentRow, row.name, with_for_update=True)
+    if known is not None and known.run_id == row.run_id and known.projection >= row.projection:
+        return False
+    if known is not None and known.run_id != row.run_id and known.created_at > row.created_at:
+        return False
+    row.updated_at = now()
+    session.merge(row)
+    if known is None:
+        registry.bump(session)
+    return True
+
+
+def forget_deployment(session: Session, name: str, run_id: str) -> None:
+    """Delete the row, unless a new deployment of that name has taken it over."""
+    session.execute(delete(DeploymentRow).where(col(DeploymentRow.name) == name, col(DeploymentRow.run_id) == run_id))
+    registry.bump(session)
+
+
+def record_instance(session: Session, row: InstanceRow, capacity: int) -> bool:
+    """Insert or replace, and publish, drain or withdraw its endpoint with it. False when a newer one is there."""
+    known = session.get(InstanceRow, row.id, with_for_update=True)
+    if known is not None and known.projection >= row.projection:
+        return False
+    row.created_at = known.created_at if known else now()
+    row.updated_at = now()
+    session.merge(row)
+    _publish(session, row, capacity)
+    return True
+
+
+def forget_instance(session: Session, instance_id: str) -> None:
+    session.execute(delete(InstanceRow).where(col(InstanceRow.id) == instance_id))
+    gone = session.execute(delete(EndpointRow).where(col(EndpointRow.instance_id) == instance_id))
+    if gone.rowcount:  # type: ignore[attr-defined]
+        registry.bump(session)
+
+
+_ROUTED = {
+    InstanceState.READY: EndpointState.READY,
+    InstanceState.SUSPECT: EndpointState.READY,  # the gateway's own health rules decide meanwhile
+    InstanceState.DRAINING: EndpointState.DRAINING,
+}
+
+
+def _publish(session: Session, row: InstanceRow, capacity: int) -> None:
+    state = _ROUTED.get(InstanceState(row.state))
+    known = session.exec(select(EndpointRow).where(EndpointRow.instance_id == row.id)).first()
+    if state is None or row.endpoint is None:
+        if known is not None:
+            session.delete(known)
+            registry.bump(session)
+        return
+    wanted = EndpointRow(
+        instance_id=row.id,
+        deployment=row.deployment,
+        model=row.deployment,
+        url=row.endpoint,
+        fence=row.fence,
+        state=state,
+        capacity=capacity,
+    )
+    if known is None or known.model_dump() != wanted.model_dump():
+        session.merge(wanted)
+        registry.bump(session)

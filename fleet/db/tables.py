@@ -1,0 +1,193 @@
+"""What the database holds. Times are UTC; sizes are bytes."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """SQLite forgets time zones; give them back."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class DeploymentRow(SQLModel, table=True):
+    """Projection of a ``DeploymentWorkflow``; it is the only writer."""
+
+    __tablename__ = "deployment"
+
+    name: str = Field(primary_key=True)
+    labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    spec: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    engine: str
+    engine_version: str
+    generation: int
+    revision: int
+    launch: int
+    phase: str
+    desired_replicas: int
+    ready_replicas: int
+    message: str = ""
+    hint: str = ""
+    stopped: bool = False
+    create_key: str = ""
+    run_id: str = ""
+    """First run of the workflow: tells a deployment from an earlier one of the same name."""
+    projection: int
+    """Guard: a row is only replaced by a higher one of the same ``run_id``."""
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class InstanceRow(SQLModel, table=True):
+    """Projection of an ``InstanceWorkflow``; it is the only writer."""
+
+    __tablename__ = "instance"
+
+    id: str = Field(primary_key=True)
+    deployment: str = Field(index=True)
+    revision: int
+    launch: int
+    slot: int
+    state: str = Field(index=True)
+    host_id: str | None = Field(default=None, index=True)
+    gpu_uuids: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    memory_bytes: int = Field(default=0, sa_type=BigInteger)
+    endpoint: str | None = None
+    pid: int | None = None
+    fence: int = 0
+    restarts: int = 0
+    message: str = ""
+    hint: str = ""
+    progress: float | None = None
+    projection: int
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class EndpointRow(SQLModel, table=True):
+    """Where the gateways may send requests; written with the instance's projection."""
+
+    __tablename__ = "endpoint"
+
+    instance_id: str = Field(primary_key=True)
+    deployment: str = Field(index=True)
+    model: str
+    """Name by which the engine knows the model."""
+    url: str
+    """Base URL of the engine, without ``/v1``."""
+    fence: int
+    state: str
+    capacity: int = 0
+    """Requests that the engine works on at a time; 0: not known."""
+
+
+class HostRow(SQLModel, table=True):
+    __tablename__ = "host"
+
+    id: str = Field(primary_key=True)
+    name: str
+    machine_id: str = Field(default="", index=True)
+    state: str
+    message: str = ""
+    credential_hash: str = Field(unique=True)
+    address: str = ""
+    http_port: int = 0
+    version: str = ""
+    inventory: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    generation: int = 0
+    """Of the inventory: claims against an older one fail."""
+    ram_allocatable: int = Field(default=0, sa_type=BigInteger)
+    ram_used: int = Field(default=0, sa_type=BigInteger)
+    """Guarded counter: the sum of this host's claims on RAM."""
+    projection: int = 0
+    joined_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    seen_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class GpuRow(SQLModel, table=True):
+    __tablename__ = "gpu"
+
+    uuid: str = Field(primary_key=True)
+    host_id: str = Field(index=True)
+    index: int
+    kind: str
+    name: str
+    memory_bytes: int = Field(sa_type=BigInteger)
+    allocatable: int = Field(sa_type=BigInteger)
+    used: int = Field(default=0, sa_type=BigInteger)
+    """Guarded counter: the sum of the claims on this GPU."""
+    healthy: bool = True
+    reason: str = ""
+    generation: int = 0
+
+
+class ClaimRow(SQLModel, table=True):
+    """Memory of one GPU, or of a host's RAM (``gpu_uuid`` empty), given to one instance under one fence."""
+
+    __tablename__ = "claim"
+    __table_args__ = (Index("claim_by_host", "host_id", "state"),)
+
+    instance_id: str = Field(primary_key=True)
+    fence: int = Field(primary_key=True)
+    gpu_uuid: str = Field(primary_key=True, default="")
+    host_id: str
+    memory_bytes: int = Field(sa_type=BigInteger)
+    state: str
+    placement: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The whole answer of the placement, to give it again when asked again."""
+    expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class JoinTokenRow(SQLModel, table=True):
+    __tablename__ = "join_token"
+
+    id: str = Field(primary_key=True)
+    token_hash: str = Field(unique=True)
+    description: str = ""
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+    used_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    used_by: str = ""
+    """Host id."""
+
+
+class ApiKeyRow(SQLModel, table=True):
+    __tablename__ = "api_key"
+
+    id: str = Field(primary_key=True)
+    name: str
+    prefix: str
+    """First characters, to recognise a key by."""
+    key_hash: str = Field(unique=True)
+    scope: str
+    """``admin``: everything; ``inference``: the gateway only."""
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class RegistryRow(SQLModel, table=True):
+    """One row: grows in the same transaction as anything that gateways keep in memory."""
+
+    __tablename__ = "registry"
+
+    id: int = Field(default=1, primary_key=True)
+    version: int = Field(default=0, sa_type=BigInteger)

@@ -1,0 +1,72 @@
+"""Why did the engine end? From exit code and log to a class, a hint and whether to try again. Pure."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from fleet.instances import EngineExit
+
+
+@dataclass(frozen=True)
+class FailureClass:
+    name: str
+    patterns: tuple[re.Pattern[str], ...]
+    hint: str
+    retry: bool
+
+
+@cache
+def known_classes() -> dict[str, FailureClass]:
+    """From ``failure_patterns.json``; order matters: the first class that matches a line wins."""
+    raw = json.loads(files("fleet.engines").joinpath("failure_patterns.json").read_text())
+    return {
+        c["class"]: FailureClass(
+            c["class"], tuple(re.compile(p) for p in c["patterns"]), c["hint"], not c["retry"].startswith("no")
+        )
+        for c in raw["classes"]
+    }
+
+
+def classify(
+    exit_code: int | None, log_tail: str, *, served: bool, extra: Sequence[tuple[str, str]] = ()
+) -> EngineExit:
+    """``extra`` are (class, pattern) pairs of the engine's own. The earliest line that matches is the cause.
+
+    An engine that had served is always tried again: what it printed may be years old or an echo.
+    """
+    found = _cause(log_tail, extra)
+    if found is not None:
+        return EngineExit(
+            exit_code=exit_code,
+            failure_class=found.name,
+            hint=found.hint,
+            retry=found.retry or served,
+            log_tail=log_tail,
+            served=served,
+        )
+    name, hint = _from_code(exit_code)
+    return EngineExit(exit_code=exit_code, failure_class=name, hint=hint, log_tail=log_tail, served=served)
+
+
+def _cause(log_tail: str, extra: Sequence[tuple[str, str]]) -> FailureClass | None:
+    classes = known_classes()
+    own = [(re.compile(pattern), classes[name]) for name, pattern in extra]
+    for line in log_tail.splitlines():
+        for pattern, cls in own:
+            if pattern.search(line):
+                return cls
+        for cls in classes.values():
+            if any(p.search(line) for p in cls.patterns):
+                return cls
+    return None
+
+
+def _from_code(exit_code: int | None) -> tuple[str, str]:
+    if exit_code in (-9, 137):
+        return "killed", "Something killed it: the kernel for lack of memory (see `dmesg`), or a person."
+    if exit_code in (-11, -6, -4, 139, 134, 132):
+        return "crashed", "The engine crashed; see its log, and try another engine version if it goes on."
+    return "unknown", "See the engine's log: `holdfast logs`."

@@ -1,0 +1,22 @@
+"""What an engine is told to do, independent of which engine it is."""
+
+from fleet.model import Record
+
+
+class EngineSpec(Record):
+    """One replica's engine, as derived from its deployment's revision. No secret in clear."""
+
+    engine: str
+    engine_version: str
+    model_path: str
+    served_name: str
+    args: tuple[str, ...] = ()
+    env_sealed: dict[str, str] = {}
+    """Values sealed for the control plane (``fleet.access.sealing``)."""
+    max_model_len: int | None = None
+    concurrency: int | None = None
+    cpu_threads: int | None = None
+    memory_bytes: int | None = None
+    gpus_per_replica: int | None = None
+    host_selector: dict[str, str] = {}
+    start_timeout_s: int = 1800

@@ -1,0 +1,119 @@
+"""Where does a replica go? Pure: hosts in, a choice or the reasons against out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleet.engines.catalog import resolve
+from fleet.inventory import AcceleratorKind, EngineBuild
+from fleet.placement.request import Placement, PlacementRequest, Unplaceable
+from fleet.sizing.estimate import replica_memory
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file as one host sees it."""
+
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GpuView:
+    uuid: str
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class HostView:
+    """A host that is ready, as placement sees it."""
+
+    host_id: str
+    name: str
+    generation: int
+    labels: dict[str, str]
+    ram_free_bytes: int
+    ram_total_bytes: int
+    gpus: tuple[GpuView, ...]
+    """Healthy ones."""
+    engines: tuple[EngineBuild, ...]
+    replicas_of_deployment: int
+    model: ModelFile | None
+    """None: the host does not have the file."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    placement: Placement
+    generation: int
+
+
+def need(request: PlacementRequest, model: ModelFile) -> int:
+    """Bytes that one replica takes, on each of its GPUs or in RAM."""
+    if request.memory_bytes is not None:
+        return request.memory_bytes
+    adapter = resolve(request.engine)
+    whole = replica_memory(
+        model.size_bytes,
+        request.max_model_len or adapter.default_context,
+        request.concurrency or adapter.default_concurrency,
+    )
+    return -(-whole // max(1, request.gpus_per_replica or 1))
+
+
+def choose(request: PlacementRequest, hosts: Sequence[HostView]) -> Choice | Unplaceable:
+    """The best host with room, or why there is none.
+
+    Replicas of one deployment spread over hosts; different deployments pack onto the fullest host that has room.
+    """
+    if not hosts:
+        return Unplaceable(reasons=("no host is ready: start one with `holdfast host`, see `holdfast hosts`",))
+    options: list[tuple[tuple[int, int, str], Choice]] = []
+    reasons: list[str] = []
+    for host in hosts:
+        verdict = _fit(request, host)
+        if isinstance(verdict, str):
+            reasons.append(f"{host.name}: {verdict}")
+        else:
+            left = host.ram_free_bytes if not verdict.gpu_uuids else sum(g.free_bytes for g in host.gpus)
+            options.append(((host.replicas_of_deployment, left, host.host_id), Choice(verdict, host.generation)))
+    if not options:
+        return Unplaceable(reasons=tuple(reasons))
+    return min(options, key=lambda option: option[0])[1]
+
+
+def _fit(request: PlacementRequest, host: HostView) -> Placement | str:
+    """A placement on ``host``, or why not."""
+    if host.host_id in request.excluded_hosts:
+        return "excluded after failures there"
+    missing = {k: v for k, v in request.host_selector.items() if host.labels.get(k) != v}
+    if missing:
+        return "lacks label " + ", ".join(f"{k}={v}" for k, v in sorted(missing.items()))
+    builds = [b for b in host.engines if b.engine == request.engine and request.engine_version in ("", b.version)]
+    if not builds:
+        return f"cannot run {request.engine} {request.engine_version}".rstrip()
+    if host.model is None:
+        return f"does not have the file {request.model_path}"
+    bytes_needed = need(request, host.model)
+    accelerated = any(AcceleratorKind.NVIDIA in b.accelerators for b in builds)
+    if request.gpus_per_replica != 0 and accelerated:
+        gpus = _fullest_that_fit(host, bytes_needed, request.gpus_per_replica or 1)
+        if gpus:
+            return Placement(
+                host_id=host.host_id, gpu_uuids=gpus, memory_bytes=bytes_needed, model_path=host.model.path
+            )
+    if request.gpus_per_replica:
+        best = max((g.free_bytes for g in host.gpus), default=0) if accelerated else 0
+        return f"needs {request.gpus_per_replica} GPUs with {_gib(bytes_needed)} free; the best has {_gib(best)}"
+    if host.ram_free_bytes < bytes_needed:
+        return f"needs {_gib(bytes_needed)} of RAM, {_gib(host.ram_free_bytes)} of {_gib(host.ram_total_bytes)} is free"
+    return Placement(host_id=host.host_id, memory_bytes=bytes_needed, model_path=host.model.path)
+
+
+def _fullest_that_fit(host: HostView, bytes_needed: int, count: int) -> tuple[str, ...]:
+    fitting = sorted((g for g in host.gpus if g.free_bytes >= bytes_needed), key=lambda g: (g.free_bytes, g.uuid))
+    return tuple(g.uuid for g in fitting[:count]) if len(fitting) >= count else ()
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

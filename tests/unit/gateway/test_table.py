@@ -1,0 +1,172 @@
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import text
+
+from api.gateway.app import Gateway
+from api.gateway.options import Options
+from api.gateway.table import load
+from fleet.access.secrets import digest
+from fleet.db.session import Database
+from tests.unit.gateway.client import Client
+from tests.unit.gateway.engines import echo, raw_engine, silent, until
+from tests.unit.gateway.world import CREATED, KEY, World, in_flight, metric
+
+
+def test_table_holds_keys_deployments_and_ready_endpoints(world: World) -> None:
+    world.add_key("hf-key-gone")
+    world.revoke_key("hf-key-gone")
+    world.add_key("hf-key-admin", scope="admin", expires_in=60)
+    world.add_deployment("a", phase="deploying", replicas=3)
+    world.add_endpoint("a", "http://127.0.0.1:1", instance="a-1", fence=4, capacity=8)
+    world.add_endpoint("a", "http://127.0.0.1:2", instance="a-2", state="draining")
+
+    table = world.database.read(load)
+
+    assert set(table.keys) == {digest(KEY), digest("hf-key-admin")}
+    assert table.keys[digest(KEY)].scope == "inference"
+    admin = table.keys[digest("hf-key-admin")]
+    assert admin.expires_at is not None
+    assert admin.expires_at > datetime.now(UTC)
+    known = table.deployments["a"]
+    assert (known.phase, known.desired_replicas, known.created_at) == ("deploying", 3, CREATED.timestamp())
+    (endpoint,) = table.endpoints["a"]
+    assert (endpoint.instance_id, endpoint.fence, endpoint.capacity) == ("a-1", 4, 8)
+
+
+def test_table_cannot_be_changed(world: World) -> None:
+    table = world.database.read(load)
+    with pytest.raises(TypeError):
+        table.keys["x"] = None  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        table.version = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "nonsense", "ftp://h:1", "http://", "http://h:99999999", "http://h:x", "http://h /", "http://é:1"],
+)
+def test_an_endpoint_without_a_usable_url_is_left_out(world: World, url: str) -> None:
+    world.add_deployment("a")
+    world.add_endpoint("a", url, instance="a-1")
+    world.add_endpoint("a", "https://engines.example:8443/a-2", instance="a-2")
+    assert [e.instance_id for e in world.database.read(load).endpoints["a"]] == ["a-2"]
+
+
+async def test_a_revoked_key_is_refused_within_a_second(
+    world: World, start_gateway: Callable[[Options], Awaitable[Gateway]]
+) -> None:
+    gateway = await start_gateway(Options())
+    client = Client(gateway, KEY)
+    assert (await client.get("/v1/models")).status == 200
+    world.revoke_key(KEY)
+    revoked = time.monotonic()
+    while (await client.get("/v1/models")).status == 200:
+        assert time.monotonic() - revoked < 1.0
+    assert (await client.get("/v1/models")).status == 401
+
+
+async def test_a_new_model_is_served_within_a_second(
+    world: World, start_gateway: Callable[[Options], Awaitable[Gateway]]
+) -> None:
+    client = Client(await start_gateway(Options()), KEY)
+    async with raw_engine(echo) as engine:
+        assert (await client.chat()).status == 404
+        world.serve("m", engine.url)
+        added = time.monotonic()
+        while (await client.chat()).status != 200:
+            assert time.monotonic() - added < 1.0
+
+
+async def test_a_phase_that_did_not_bump_the_version_is_seen_at_the_next_reload(
+    world: World, start_gateway: Callable[[Options], Awaitable[Gateway]]
+) -> None:
+    world.add_deployment("m", phase="pending")
+    client = Client(await start_gateway(Options(poll_interval=0.02, reload_interval=0.2)), KEY)
+    assert "pending" in (await client.chat()).error["message"]
+    world.add_deployment("m", phase="failed", bump=False)
+    async with asyncio.timeout(5):
+        while "failed" not in (await client.chat()).error["message"]:
+            pass
+
+
+async def test_the_last_table_is_served_while_the_database_is_down(
+    world: World, gateway: Gateway, client: Client, gateway_database: Database
+) -> None:
+    async with raw_engine(echo) as engine:
+        world.serve("m", engine.url)
+        await gateway.refresh()
+        _rename(gateway_database, "registry", "hidden")
+        await gateway.refresh()
+        assert (await client.chat()).status == 200
+        assert gateway.ready
+        world_after = World(gateway_database)
+        _rename(gateway_database, "hidden", "registry")
+        world_after.revoke_key(KEY)
+        await gateway.refresh()
+        assert (await client.chat()).status == 401
+
+
+async def test_a_gateway_starts_without_its_database_and_catches_up(
+    world: World, start_gateway: Callable[[], Awaitable[Gateway]], gateway_database: Database
+) -> None:
+    _rename(gateway_database, "registry", "hidden")
+    gateway = await start_gateway()
+    client = Client(gateway, KEY)
+    refused = await client.chat()
+    assert not gateway.ready
+    assert refused.status == 503
+    assert refused.headers["retry-after"] == "1"
+    _rename(gateway_database, "hidden", "registry")
+    await until(lambda: gateway.ready)
+    assert (await client.get("/v1/models")).status == 200
+
+
+async def test_in_flight_counts_survive_a_new_table(world: World, gateway: Gateway, client: Client) -> None:
+    async with raw_engine(silent) as engine:
+        world.serve("m", engine.url)
+        await gateway.refresh()
+        call = client.start_chat()
+        await until(lambda: len(engine.requests) == 1)
+        world.add_deployment("other")
+        await gateway.refresh()
+        assert in_flight(gateway) == 1
+        world.remove_endpoint("i-1")
+        await gateway.refresh()
+        assert in_flight(gateway) == 1, "a withdrawn endpoint finishes what it has"
+        call.leave()
+        await call.result()
+        await until(lambda: in_flight(gateway) == 0)
+        assert metric(gateway, "holdfast_gateway_in_flight", endpoint="i-1") == 0
+
+
+async def test_a_higher_fence_gets_the_next_request(world: World, gateway: Gateway, client: Client) -> None:
+    async with raw_engine(echo) as old, raw_engine(echo) as new:
+        world.serve("m", old.url)
+        await gateway.refresh()
+        await client.chat()
+        world.add_endpoint("m", new.url, instance="i-1", fence=2)
+        await gateway.refresh()
+        await client.chat()
+        assert (len(old.requests), len(new.requests)) == (1, 1)
+        await until(lambda: old.open_connections == 0)
+
+
+async def test_series_of_a_deleted_deployment_end(world: World, gateway: Gateway, client: Client) -> None:
+    async with raw_engine(echo) as engine:
+        world.serve("m", engine.url)
+        await gateway.refresh()
+        await client.chat()
+        assert b'model="m"' in gateway.metrics.render()
+        world.remove_endpoint("i-1")
+        world.remove_deployment("m")
+        await gateway.refresh()
+        assert b'model="m"' not in gateway.metrics.render()
+
+
+def _rename(database: Database, table: str, name: str) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))

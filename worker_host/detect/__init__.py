@@ -1,0 +1,1 @@
+"""What this host has: one file per vendor, one schema (``fleet.inventory``)."""

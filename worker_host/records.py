@@ -1,0 +1,97 @@
+"""What a host must remember of its engines and its lease, on disk before it acts on it."""
+
+import base64
+import logging
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fleet.hosts import HostLease
+from fleet.instances import EngineExit, EngineLaunch
+from fleet.inventory import EngineRef
+from fleet.model import Record
+from worker_host.files import write_atomically
+from worker_host.runtime.process import ProcessRef
+
+log = logging.getLogger("holdfast.host")
+
+
+class EngineRecord(Record):
+    """One engine that this host answers for."""
+
+    launch: EngineLaunch
+    token: str | None
+    """Task token of ``run_engine``, base64; None once Temporal no longer knows it."""
+    process: ProcessRef | None = None
+    port: int | None = None
+    attempt: int = 0
+    """Of starting a process; names the log file. 0: none was started yet."""
+    sequence: int = 0
+    """Of reports to the control plane."""
+    ready_since: datetime | None = None
+    suspended: bool = False
+    """We stopped it ourselves because this host was told to end; it is to be started again."""
+    ended: EngineExit | None = None
+    """How it ended, kept until Temporal has heard it."""
+
+    @property
+    def ref(self) -> EngineRef:
+        return EngineRef(instance_id=self.launch.instance_id, fence=self.launch.fence)
+
+    def with_(self, **changes: object) -> "EngineRecord":
+        return self.model_copy(update=changes)
+
+
+class LeaseRecord(Record):
+    lease: HostLease
+    token: str
+
+
+def pack(token: bytes) -> str:
+    return base64.b64encode(token).decode()
+
+
+def unpack(token: str) -> bytes:
+    return base64.b64decode(token)
+
+
+class Records:
+    """Files below ``<home>/hosts/<name>``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._engines = folder / "engines"
+        self._lease = folder / "lease.json"
+        self._engines.mkdir(parents=True, exist_ok=True)
+
+    def engines(self) -> list[EngineRecord]:
+        found = []
+        for path in sorted(self._engines.glob("*.json")):
+            try:
+                found.append(EngineRecord.model_validate_json(path.read_text()))
+            except (OSError, ValidationError) as error:
+                # Its engine, if there is one, is stopped as unknown; Temporal asks for it again.
+                log.error("cannot read %s: %s", path, error)
+                path.unlink(missing_ok=True)
+        return found
+
+    def save(self, record: EngineRecord) -> None:
+        write_atomically(self._path(record.launch.instance_id), record.model_dump_json())
+
+    def forget(self, instance_id: str) -> None:
+        self._path(instance_id).unlink(missing_ok=True)
+
+    def lease(self) -> LeaseRecord | None:
+        try:
+            return LeaseRecord.model_validate_json(self._lease.read_text())
+        except (OSError, ValidationError):
+            return None
+
+    def save_lease(self, record: LeaseRecord | None) -> None:
+        if record is None:
+            self._lease.unlink(missing_ok=True)
+        else:
+            write_atomically(self._lease, record.model_dump_json())
+
+    def _path(self, instance_id: str) -> Path:
+        return self._engines / f"{instance_id.replace('/', '@')}.json"

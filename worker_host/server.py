@@ -1,0 +1,142 @@
+"""The host's own HTTP server: what only this host can see. Every call carries a ticket of the control plane."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from fleet.access import tickets
+from fleet.access.secrets import digest
+from fleet.host_client import FileFacts
+from fleet.join import Identity
+from worker_host.engine_log import EngineLogs, scrub
+
+_FOLLOW_S = 0.25
+_CHUNK = 64 << 10
+_MOST_TAIL = 100_000
+_GGUF_MAGIC = b"GGUF"
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class HostServer:
+    identity: Identity
+    models: Path
+    logs: EngineLogs
+    running: Callable[[], int]
+    """How many engines this host answers for."""
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/healthz", self._healthz),
+                Route("/files", self._guarded(self._file)),
+                Route("/engines/{instance:path}/log", self._guarded(self._log)),
+                Route("/metrics", self._guarded(self._metrics)),
+            ]
+        )
+
+    def _guarded(self, handler: Handler) -> Handler:
+        key = digest(self.identity.credential)
+
+        async def guarded(request: Request) -> Response:
+            ticket = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if not tickets.verify(ticket, key, self.identity.host_id):
+                return JSONResponse({"detail": "no valid ticket of the control plane"}, 401)
+            return await handler(request)
+
+        return guarded
+
+    async def _healthz(self, _request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _file(self, request: Request) -> Response:
+        path = request.query_params.get("path", "")
+        if not path or "\x00" in path:
+            return JSONResponse({"detail": "path is missing"}, 400)
+        facts = await asyncio.to_thread(file_facts, self.models / path)  # an absolute path replaces the folder
+        return JSONResponse(facts.model_dump())
+
+    async def _log(self, request: Request) -> Response:
+        instance = request.path_params["instance"]
+        attempt = _number(request, "attempt", 0) or self.logs.latest(instance) if _is_instance(instance) else None
+        if not attempt:
+            return JSONResponse({"detail": f"no log of {instance} on this host"}, 404)
+        path = self.logs.path(instance, attempt)
+        if not path.is_file():
+            return JSONResponse({"detail": f"{instance} has no attempt {attempt} on this host"}, 404)
+        tail = min(_number(request, "tail", 1000), _MOST_TAIL)
+        follow = request.query_params.get("follow", "").lower() in ("1", "true", "yes")
+        return StreamingResponse(_read(path, tail, follow=follow), media_type="text/plain; charset=utf-8")
+
+    async def _metrics(self, _request: Request) -> Response:
+        registry = CollectorRegistry()
+        ram = psutil.virtual_memory()
+        for name, text, value in (
+            ("holdfast_host_engines", "Engines that this host answers for", self.running()),
+            ("holdfast_host_ram_bytes", "RAM of the machine", ram.total),
+            ("holdfast_host_ram_available_bytes", "RAM that is available", ram.available),
+        ):
+            Gauge(name, text, registry=registry).set(value)
+        return PlainTextResponse(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+
+def file_facts(path: Path) -> FileFacts:
+    resolved = path.resolve()
+    try:
+        with resolved.open("rb") as file:
+            magic = file.read(len(_GGUF_MAGIC))
+            size = file.seek(0, 2)
+    except (FileNotFoundError, NotADirectoryError):
+        return FileFacts(path=str(resolved), exists=False)
+    except OSError:
+        return FileFacts(path=str(resolved), exists=True)
+    return FileFacts(path=str(resolved), exists=True, readable=True, size_bytes=size, is_gguf=magic == _GGUF_MAGIC)
+
+
+async def _read(path: Path, tail: int, *, follow: bool) -> AsyncIterator[str]:
+    with path.open("rb") as file:
+        yield scrub(await asyncio.to_thread(_last_lines, path, tail))
+        file.seek(0, 2)
+        rest = b""
+        while follow:
+            rest += await asyncio.to_thread(file.read, _CHUNK)
+            whole, newline, rest = rest.rpartition(b"\n")
+            if newline:
+                yield scrub((whole + newline).decode(errors="replace"))
+            else:
+                await asyncio.sleep(_FOLLOW_S)
+
+
+def _last_lines(path: Path, count: int) -> str:
+    """The last ``count`` lines, reading no more of the file than needed."""
+    if count <= 0:
+        return ""
+    with path.open("rb") as file:
+        end = position = file.seek(0, 2)
+        data = b""
+        while position > 0 and data.count(b"\n") <= count:
+            step = min(_CHUNK, position)
+            position -= step
+            file.seek(position)
+            data = file.read(step) + data
+        del end
+    return b"".join(data.splitlines(keepends=True)[-count:]).decode(errors="replace")
+
+
+def _is_instance(instance: str) -> bool:
+    deployment, _, name = instance.partition("/")
+    return all(part and part.strip(".") and part.replace("-", "").replace(".", "").isalnum() for part in (deployment, name))
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    text = request.query_params.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else default

@@ -1,0 +1,354 @@
+"""One engine that this host answers for, from its start (or adoption) to its end."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpx
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+
+from fleet.access.sealing import CannotOpen, Sealer
+from fleet.engines.adapter import EngineAdapter, Start
+from fleet.engines.catalog import resolve
+from fleet.engines.failures import classify, known_classes
+from fleet.instances import EngineExit, EnginePhase, EngineReport
+from worker_host.control_plane import ControlPlane, Gone
+from worker_host.engine_log import EngineLogs, scrub
+from worker_host.install import Engines, InstallFailed
+from worker_host.probes import EngineProbe, StartTimeout
+from worker_host.records import EngineRecord, Records, unpack
+from worker_host.runtime.process import ProcessRef, ProcessRuntime, free_port
+from worker_host.task_token import Beat, TaskToken
+
+log = logging.getLogger("holdfast.host")
+
+BEAT_S = 20.0
+"""A third of ``Timings.engine_heartbeat``."""
+_RETRY_S = 2.0
+_BUSY_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class HostParts:
+    """What every engine of this host needs."""
+
+    client: Client
+    control_plane: ControlPlane
+    records: Records
+    runtime: ProcessRuntime
+    engines: Engines
+    logs: EngineLogs
+    sealer: Sealer
+    http: httpx.AsyncClient
+    address: str
+    cpu_count: int
+
+
+class SupervisedEngine:
+    """Owns one ``EngineRecord``. Every change is on disk before it is acted upon."""
+
+    def __init__(self, parts: HostParts, record: EngineRecord, on_gone: Callable[["SupervisedEngine"], None]) -> None:
+        self._parts = parts
+        self._record = record
+        self._on_gone = on_gone
+        self._adapter: EngineAdapter = resolve(record.launch.spec.engine)
+        self._stop = asyncio.Event()
+        self._drain_s = record.launch.drain.total_seconds()
+        self._look = asyncio.Event()
+        self._confirmed = asyncio.Event()
+        self._new_token = asyncio.Event()
+        self._reports: asyncio.Queue[EngineReport] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def record(self) -> EngineRecord:
+        return self._record
+
+    def begin(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._live(), name=f"engine {self._record.ref}"),
+            asyncio.create_task(self._heartbeat(), name=f"heartbeat {self._record.ref}"),
+            asyncio.create_task(self._send_reports(), name=f"reports {self._record.ref}"),
+        ]
+        self._tasks[0].add_done_callback(self._ended)
+
+    async def take_token(self, token: str) -> None:
+        """A new attempt of the activity: answer by the new token, and say again how the engine is."""
+        self._save(token=token)
+        self._confirmed.set()
+        self._new_token.set()
+        self._look.set()
+        if self._record.ready_since is not None and self._record.ended is None:
+            self._report(EnginePhase.READY)
+
+    def look(self) -> None:
+        self._look.set()
+
+    def stop(self, *, drain: bool) -> None:
+        """End the engine; ``drain``: let requests finish first."""
+        if not drain:
+            self._drain_s = 0.0
+        self._stop.set()
+
+    async def let_go(self) -> None:
+        """Stop answering for the engine and leave it running: another process will adopt it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+    async def suspend(self) -> None:
+        """Stop the process but stay responsible: the next host process starts it again under the same fence."""
+        await self.let_go()
+        process = self._record.process
+        if self._record.ended is None:
+            self._save(suspended=True, ready_since=None)
+        if process is not None and self._parts.runtime.alive(process):
+            await self._stop_process(process)
+
+    async def gone(self) -> None:
+        """Until nothing is left of it."""
+        await asyncio.wait(self._tasks[:1])
+
+    # -- the engine's life ------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        stopping = asyncio.create_task(self._stop.wait())
+        running = asyncio.create_task(self._run())
+        try:
+            await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done() and not self._stop.is_set():
+                await self._settle(running.result())
+            else:
+                running.cancel()
+                await asyncio.wait({running})
+                await self._stop_engine()
+                await self._settle(None)
+        finally:
+            stopping.cancel()
+            running.cancel()
+        self._parts.records.forget(self._record.launch.instance_id)
+
+    async def _run(self) -> EngineExit:
+        """Start or adopt, wait until ready, and on to the end."""
+        if self._record.ended is not None:
+            return self._record.ended
+        if self._record.suspended:
+            await self._confirmed.wait()  # it may not be wanted any more
+        try:
+            process = await self._process()
+        except (InstallFailed, OSError, CannotOpen) as error:
+            return self._never_started(str(error))
+        if process is None:
+            return self._classified(None)
+        ending = asyncio.create_task(self._parts.runtime.wait(process))
+        getting_ready = asyncio.create_task(self._get_ready())
+        try:
+            await asyncio.wait({ending, getting_ready}, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                try:
+                    getting_ready.result()
+                except StartTimeout as timeout:
+                    self._parts.runtime.kill(process)
+                    await ending
+                    return self._too_slow(timeout)
+            return self._classified(await ending)
+        finally:
+            ending.cancel()
+            getting_ready.cancel()
+
+    async def _process(self) -> ProcessRef | None:
+        """The running process, adopted or started; None when it ended while nobody watched."""
+        known = self._record.process
+        if known is None and self._record.attempt > 0 and not self._record.suspended:
+            known = await asyncio.to_thread(self._parts.runtime.find, self._record.ref)
+        if known is not None and self._parts.runtime.alive(known):
+            log.info("adopted %s, pid %d", self._record.ref, known.pid)
+            self._save(process=known, suspended=False)
+            return known
+        if self._record.process is not None and not self._record.suspended:
+            return None
+        return await self._start()
+
+    async def _start(self) -> ProcessRef:
+        launch = self._record.launch
+        binary = self._parts.engines.installed(self._adapter, launch.spec.engine_version)
+        if binary is None:
+            self._report(EnginePhase.DOWNLOADING, message=f"installing {self._adapter.name}")
+            binary = await self._parts.engines.ensure(self._adapter, launch.spec.engine_version)
+        env = {name: self._parts.sealer.open(value) for name, value in launch.placement.env_for_host.items()}
+        port = free_port(self._parts.address)
+        command = self._adapter.command(
+            Start(
+                binary=binary,
+                spec=launch.spec,
+                model_path=launch.placement.model_path,
+                gpu_uuids=launch.placement.gpu_uuids,
+                address=self._parts.address,
+                port=port,
+                cpu_count=self._parts.cpu_count,
+            )
+        )
+        attempt = (self._parts.logs.latest(launch.instance_id) or 0) + 1
+        self._save(process=None, port=port, attempt=attempt, suspended=False, ready_since=None)
+        path = self._parts.logs.path(launch.instance_id, attempt)
+        process = self._parts.runtime.start(self._record.ref, command.argv, {**command.env, **env}, path)
+        self._save(process=process)
+        self._parts.logs.prune(launch.instance_id)
+        log.info("started %s, pid %d, attempt %d", self._record.ref, process.pid, attempt)
+        self._report(EnginePhase.STARTING, message="loading the model")
+        return process
+
+    async def _get_ready(self) -> None:
+        if self._record.ready_since is None:  # else it was ready before we adopted it, and may be busy now
+            spec = self._record.launch.spec
+            await self._probe().until_ready(self._adapter.readiness(spec), spec.start_timeout_s)
+            self._save(ready_since=datetime.now(UTC))
+        self._report(EnginePhase.READY)
+
+    async def _stop_engine(self) -> None:
+        process = self._record.process or await asyncio.to_thread(self._parts.runtime.find, self._record.ref)
+        if process is None or not self._parts.runtime.alive(process):
+            return
+        await self._drain()
+        await self._stop_process(process)
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                while await self._probe().busy():
+                    await asyncio.sleep(_BUSY_POLL_S)
+
+    async def _stop_process(self, process: ProcessRef) -> None:
+        log.info("stopping %s, pid %d", self._record.ref, process.pid)
+        self._parts.runtime.terminate(process)
+        ending = asyncio.create_task(self._parts.runtime.wait(process))
+        done, _ = await asyncio.wait({ending}, timeout=self._adapter.stop_grace_s)
+        if not done:
+            self._parts.runtime.kill(process)
+            await ending
+
+    # -- what others hear of it -------------------------------------------------------------------------------
+
+    async def _settle(self, ended: EngineExit | None) -> None:
+        """Tell Temporal how it ended (None: stopped as asked), for as long as somebody wants to know."""
+        if ended is not None:
+            self._save(ended=ended, process=None)
+        while True:
+            self._new_token.clear()
+            if self._record.token is not None:
+                beat = await self._tell(TaskToken(self._parts.client, unpack(self._record.token)), ended)
+                if beat is Beat.ALIVE or (beat is Beat.VOID and ended is None):
+                    return
+                if beat is Beat.UNREACHABLE:
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                if not self._new_token.is_set():
+                    self._save(token=None)
+            elif ended is None:
+                return
+            # The workflow went on as new and will ask for this engine again, or it ended and the janitor clears up.
+            await self._wait_for_any(self._new_token, self._stop)
+            if self._stop.is_set():
+                ended = None
+
+    async def _tell(self, token: TaskToken, ended: EngineExit | None) -> Beat:
+        if ended is None:
+            return await token.report_cancellation()
+        log.warning("%s: %s", self._record.ref, ended.summary)
+        return await token.fail(ApplicationError(ended.summary, ended, type="EngineExited", non_retryable=True))
+
+    async def _heartbeat(self) -> None:
+        while True:
+            self._look.clear()
+            if self._record.token is not None:
+                await self._beat(self._record.token)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._look.wait(), BEAT_S)
+
+    async def _beat(self, token: str) -> None:
+        process = self._record.process
+        details = {"pid": process.pid if process else None, "ready": self._record.ready_since is not None}
+        match await TaskToken(self._parts.client, unpack(token)).heartbeat(details):
+            case Beat.ALIVE:
+                self._confirmed.set()
+            case Beat.STOP:
+                self._stop.set()
+            case Beat.VOID:
+                if self._record.token == token:
+                    self._save(token=None)
+            case Beat.UNREACHABLE:
+                pass
+
+    def _report(self, phase: EnginePhase, message: str = "") -> None:
+        self._save(sequence=self._record.sequence + 1)
+        process, port = self._record.process, self._record.port
+        report = EngineReport(
+            instance_id=self._record.launch.instance_id,
+            fence=self._record.launch.fence,
+            sequence=self._record.sequence,
+            phase=phase,
+            url=f"http://{self._parts.address}:{port}" if phase is EnginePhase.READY else None,
+            pid=process.pid if process else None,
+            message=message,
+            ready_since=self._record.ready_since,
+        )
+        self._reports.put_nowait(report)
+
+    async def _send_reports(self) -> None:
+        while True:
+            report = await self._reports.get()
+            while not self._reports.empty():  # only the newest level matters
+                report = self._reports.get_nowait()
+            try:
+                await self._parts.control_plane.report(report)
+            except Gone as gone:
+                log.info("nobody asks for %s any more: %s", self._record.ref, gone)
+
+    # -- small things -----------------------------------------------------------------------------------------
+
+    def _probe(self) -> EngineProbe:
+        return EngineProbe(self._parts.http, f"http://{self._parts.address}:{self._record.port}", self._adapter)
+
+    def _classified(self, exit_code: int | None) -> EngineExit:
+        tail = self._parts.logs.tail(self._record.launch.instance_id, self._record.attempt, self._env_values())
+        served = self._record.ready_since is not None
+        return classify(exit_code, tail, served=served, extra=self._adapter.failure_patterns)
+
+    def _too_slow(self, timeout: StartTimeout) -> EngineExit:
+        tail = self._parts.logs.tail(self._record.launch.instance_id, self._record.attempt, self._env_values())
+        hint = f"{timeout}. {known_classes()['slow'].hint}"
+        return EngineExit(exit_code=None, failure_class="slow", hint=hint, log_tail=tail)
+
+    def _never_started(self, why: str) -> EngineExit:
+        found = classify(None, why, served=False, extra=self._adapter.failure_patterns)
+        return found.model_copy(update={"log_tail": scrub(why, self._env_values()), "hint": found.hint or why})
+
+    def _env_values(self) -> tuple[str, ...]:
+        with contextlib.suppress(CannotOpen):
+            return tuple(self._parts.sealer.open(v) for v in self._record.launch.placement.env_for_host.values())
+        return ()
+
+    def _save(self, **changes: object) -> None:
+        self._record = self._record.with_(**changes)
+        self._parts.records.save(self._record)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        for other in self._tasks[1:]:
+            other.cancel()
+        if not task.cancelled():
+            if error := task.exception():
+                log.error("supervision of %s broke", self._record.ref, exc_info=error)
+            self._on_gone(self)
+
+    @staticmethod
+    async def _wait_for_any(*events: asyncio.Event) -> None:
+        waiting = [asyncio.create_task(e.wait()) for e in events]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()

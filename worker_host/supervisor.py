@@ -1,0 +1,109 @@
+"""All engines of this host: takes them over from Temporal, adopts them after a restart, stops those nobody wants."""
+
+import asyncio
+import logging
+
+from temporalio.exceptions import ApplicationError
+
+from fleet.instances import EngineLaunch
+from fleet.inventory import EngineRef
+from worker_host.records import EngineRecord, pack
+from worker_host.supervised import HostParts, SupervisedEngine
+
+log = logging.getLogger("holdfast.host")
+
+JANITOR_S = 30.0
+_GRACE_ROUNDS = 2
+"""How many rounds in a row an engine must be unknown before it is stopped: its claim may be being written."""
+
+
+class Supervisor:
+    def __init__(self, parts: HostParts) -> None:
+        self._parts = parts
+        self._engines: dict[str, SupervisedEngine] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._unknown: dict[EngineRef, int] = {}
+
+    def resume(self) -> None:
+        """Go on with the engines of the host process before us."""
+        for record in self._parts.records.engines():
+            self._begin(record)
+
+    async def take(self, launch: EngineLaunch, token: bytes) -> None:
+        """Answer for this engine by ``token`` from now on: start it, or adopt it when it runs already."""
+        async with self._locks.setdefault(launch.instance_id, asyncio.Lock()):
+            known = self._engines.get(launch.instance_id)
+            if known is not None and known.record.launch.fence > launch.fence:
+                raise ApplicationError(
+                    f"{launch.instance_id} runs here under fence {known.record.launch.fence} already",
+                    type="StaleFence",
+                    non_retryable=True,
+                )
+            if known is not None and known.record.launch.fence == launch.fence:
+                await known.take_token(pack(token))
+                return
+            if known is not None:
+                known.stop(drain=False)
+                await known.gone()
+            await self._stop_strays_of(launch)
+            record = EngineRecord(launch=launch, token=pack(token))
+            self._parts.records.save(record)
+            self._begin(record)
+
+    async def look(self, engine: EngineRef) -> None:
+        known = self._engines.get(engine.instance_id)
+        if known is not None:
+            known.look()
+
+    def running(self) -> list[EngineRef]:
+        """What this host answers for or finds running: its memory is in use."""
+        strays = {ref for ref, _ in self._parts.runtime.all()}
+        return sorted({e.record.ref for e in self._engines.values()} | strays, key=lambda r: (r.instance_id, r.fence))
+
+    async def keep_only(self, wanted: set[EngineRef], *, at_once: bool = False) -> None:
+        """The janitor: stop what is not in ``wanted`` and has not been for a while (or ``at_once``)."""
+        running = await asyncio.to_thread(self.running)
+        self._unknown = {ref: self._unknown.get(ref, 0) + 1 for ref in running if ref not in wanted}
+        doomed = [ref for ref, rounds in self._unknown.items() if at_once or rounds >= _GRACE_ROUNDS]
+        await asyncio.gather(*map(self._stop_unwanted, doomed))
+        live = {r.instance_id for r in running}
+        await asyncio.to_thread(self._parts.logs.prune_old, live)
+
+    async def let_go(self) -> None:
+        """This process ends; the engines go on."""
+        await asyncio.gather(*(e.let_go() for e in self._engines.values()))
+
+    async def suspend(self) -> None:
+        """This host ends, and its engines with it, until it comes back."""
+        await asyncio.gather(*(e.suspend() for e in self._engines.values()))
+
+    def _begin(self, record: EngineRecord) -> None:
+        engine = SupervisedEngine(self._parts, record, self._forget)
+        self._engines[record.launch.instance_id] = engine
+        engine.begin()
+
+    def _forget(self, engine: SupervisedEngine) -> None:
+        instance_id = engine.record.launch.instance_id
+        if self._engines.get(instance_id) is engine:
+            del self._engines[instance_id]
+
+    async def _stop_unwanted(self, ref: EngineRef) -> None:
+        log.warning("nobody wants %s: stopping it", ref)
+        known = self._engines.get(ref.instance_id)
+        if known is not None and known.record.ref == ref:
+            known.stop(drain=False)
+            await known.gone()
+            return
+        await self._stop_strays({ref})
+
+    async def _stop_strays_of(self, launch: EngineLaunch) -> None:
+        """Processes of this instance under older fences that no record speaks of."""
+        everything = await asyncio.to_thread(self._parts.runtime.all)
+        older = {r for r, _ in everything if r.instance_id == launch.instance_id and r.fence < launch.fence}
+        await self._stop_strays(older)
+
+    async def _stop_strays(self, refs: set[EngineRef]) -> None:
+        for ref, process in await asyncio.to_thread(self._parts.runtime.all):
+            if ref in refs:
+                self._parts.runtime.kill(process)
+                await self._parts.runtime.wait(process)

@@ -1,0 +1,58 @@
+"""Answering for an activity by its task token, from whichever process holds it now."""
+
+import logging
+from enum import StrEnum
+
+from temporalio.client import AsyncActivityCancelledError, Client
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+log = logging.getLogger("holdfast.host")
+
+
+class Beat(StrEnum):
+    ALIVE = "alive"
+    STOP = "stop"
+    """The workflow wants it gone: the only word that may stop an engine."""
+    VOID = "void"
+    """Temporal does not know the token (any more): the workflow ended, went on as new, or the heartbeat was late."""
+    UNREACHABLE = "unreachable"
+
+
+class TaskToken:
+    def __init__(self, client: Client, token: bytes) -> None:
+        self._handle = client.get_async_activity_handle(task_token=token)
+
+    async def heartbeat(self, *details: object) -> Beat:
+        try:
+            await self._handle.heartbeat(*details)
+        except AsyncActivityCancelledError as error:
+            # Paused, reset or timed out also arrive as a cancellation; they leave the engine alone.
+            wanted = error.details is not None and error.details.cancel_requested
+            return Beat.STOP if wanted else Beat.ALIVE
+        except RPCError as error:
+            return _beat_of(error)
+        return Beat.ALIVE
+
+    async def fail(self, error: ApplicationError) -> Beat:
+        """ALIVE when Temporal has taken it."""
+        try:
+            await self._handle.fail(error)
+        except RPCError as rpc:
+            return _beat_of(rpc)
+        return Beat.ALIVE
+
+    async def report_cancellation(self) -> Beat:
+        """ALIVE when Temporal has taken it."""
+        try:
+            await self._handle.report_cancellation()
+        except RPCError as error:
+            return _beat_of(error)
+        return Beat.ALIVE
+
+
+def _beat_of(error: RPCError) -> Beat:
+    if error.status is RPCStatusCode.NOT_FOUND:
+        return Beat.VOID
+    log.warning("Temporal does not take our word: %s", error)
+    return Beat.UNREACHABLE

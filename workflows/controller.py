@@ -1,0 +1,90 @@
+"""The controller process: a Temporal worker with all workflows and control-plane activities.
+
+The composition root, and the only module of this package that may touch the database: it builds the activities with
+what they need and hands them to the worker.
+"""
+
+import asyncio
+import logging
+import signal
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.fleet_state import FleetActivities
+from activities.placement import PlacementActivities
+from activities.projections import ProjectionActivities
+from activities.waiting import WaitingInstances
+from fleet import ids
+from fleet.access.keys import master_sealer_of
+from fleet.db.migrate import upgrade
+from fleet.db.session import Database
+from fleet.host_client import HostClient
+from fleet.logs import configure_logging
+from fleet.model_files import ModelFiles
+from fleet.settings import Settings
+from fleet.temporal import connect_patiently, ensure_search_attributes
+from fleet.temporal_server import SEARCH_ATTRIBUTES
+from workflows.registry import WORKFLOWS, workflow_runner
+
+log = logging.getLogger("holdfast.controller")
+
+
+def build_worker(client: Client, database: Database, settings: Settings, hosts: HostClient) -> Worker:
+    waiting = WaitingInstances(database, client)
+    placement = PlacementActivities(database, ModelFiles(hosts), master_sealer_of(settings), waiting)
+    projections = ProjectionActivities(database)
+    fleet = FleetActivities(database, client, waiting)
+    return Worker(
+        client,
+        task_queue=ids.CONTROL_QUEUE,
+        workflows=WORKFLOWS,
+        activities=[
+            placement.place_instance,
+            placement.release_claim,
+            projections.record_deployment,
+            projections.forget_deployment,
+            projections.record_instance,
+            projections.forget_instance,
+            projections.record_host,
+            fleet.instances_on_host,
+            fleet.ended_instances,
+            fleet.announce_capacity,
+            fleet.clean_up_instance,
+        ],
+        workflow_runner=workflow_runner(),
+        max_cached_workflows=5000,
+        graceful_shutdown_timeout=timedelta(seconds=5),
+    )
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set."""
+    await asyncio.to_thread(upgrade, settings.effective_database_url)
+    database = Database(settings.effective_database_url)
+    hosts = HostClient()
+    try:
+        client = await connect_patiently(settings)
+        added = await ensure_search_attributes(client, SEARCH_ATTRIBUTES)
+        if added:
+            log.info("registered search attributes: %s", ", ".join(added))
+        async with build_worker(client, database, settings, hosts):
+            log.info("controller serves queue %s", ids.CONTROL_QUEUE)
+            await stop.wait()
+    finally:
+        await hosts.aclose()
+        database.close()
+
+
+def main(settings: Settings) -> int:
+    configure_logging()
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await run(settings, stop)
+
+    asyncio.run(until_told())
+    return 0

@@ -1,0 +1,324 @@
+"""One workflow per instance: place it, keep its engine running, recover it, stop it."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.workflow import ActivityCancellationType, ActivityHandle
+
+with workflow.unsafe.imports_passed_through():
+    from activities.contracts import HostContract, InstanceId, PlacementContract, ProjectionContract, ReleaseRequest
+    from fleet import ids
+    from fleet.instances import (
+        EngineExit,
+        EngineLaunch,
+        EngineReport,
+        Instance,
+        InstanceNews,
+        StopRequest,
+        accepts,
+        after_failure,
+        apply_report,
+        describe,
+    )
+    from fleet.inventory import EngineRef
+    from fleet.placement.request import Placement, PlacementRequest
+    from fleet.states import InstanceState
+    from fleet.temporal import DEPLOYMENT, HOST, KIND, MODEL, REVISION, STATE
+
+FOREVER = timedelta(days=3650)
+_RECORD = workflow.LocalActivityConfig(
+    start_to_close_timeout=timedelta(seconds=10), retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5))
+)
+_LEDGER = workflow.ActivityConfig(
+    start_to_close_timeout=timedelta(seconds=20), retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10))
+)
+
+
+@workflow.defn(name=ids.INSTANCE_WORKFLOW)
+class InstanceWorkflow:
+    """Level-triggered: handlers set levels, one loop acts on them."""
+
+    @workflow.init
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._last_sequence = -1
+        self._lost_hosts: set[str] = set()
+        self._capacity_changed = False
+        self._recorded: Instance | None = None
+        self._attributes: tuple[str, str] | None = None
+
+    @workflow.run
+    async def run(self, instance: Instance) -> None:
+        while not self._instance.stopping:
+            self._continue_as_new_if_due()
+            if self._instance.placement is not None:
+                await self._serve(self._instance.placement)
+            elif self._instance.state is InstanceState.FAILED:
+                await self._wait(self._never, None, "failed: waits to be replaced")
+            elif (left := self._back_off_left()) > timedelta(0):
+                await self._wait(self._never, left, f"back off after: {self._instance.message}"[:200])
+            else:
+                await self._place()
+        await self._end()
+
+    @workflow.signal(name=ids.STOP_SIGNAL, description="Drain, stop the engine, end")
+    def stop(self, request: StopRequest) -> None:
+        if not self._instance.stopping:
+            self._instance = self._instance.with_(stopping=True, drain=request.drain, message=request.reason)
+
+    @workflow.signal(name=ids.ENGINE_REPORTED_SIGNAL)
+    def engine_reported(self, report: EngineReport) -> None:
+        if accepts(self._instance, report, self._last_sequence):
+            self._last_sequence = report.sequence
+            self._instance = apply_report(self._instance, report)
+
+    @workflow.signal(name=ids.HOST_LOST_SIGNAL)
+    def host_lost(self, host_id: str) -> None:
+        # Remembered even without a placement: the answer to our claim may be on its way.
+        self._lost_hosts.add(host_id)
+
+    @workflow.signal(name=ids.CAPACITY_SIGNAL)
+    def capacity_changed(self) -> None:
+        self._capacity_changed = True
+
+    @workflow.query(description="The whole durable state")
+    def state(self) -> Instance:
+        return self._instance
+
+    async def _place(self) -> None:
+        fence = self._instance.fence + 1
+        self._instance = self._instance.with_(state=InstanceState.PLACING, fence=fence, retry_at=None)
+        self._capacity_changed = False
+        self._lost_hosts.clear()
+        answer = await workflow.execute_activity_method(
+            PlacementContract.place_instance,
+            self._placement_request(),
+            summary=f"find room for {self._instance.instance_id}",
+            **_LEDGER,
+        )
+        if answer.newer_fence is not None:  # our state was reset by a person: go on above what exists
+            self._instance = self._instance.with_(fence=answer.newer_fence)
+        elif answer.placement is not None:
+            self._instance = self._instance.with_(
+                state=InstanceState.STARTING, placement=answer.placement, message="", hint=""
+            )
+            self._last_sequence = -1
+        elif answer.unplaceable is not None:
+            self._instance = self._instance.with_(state=InstanceState.PENDING, message=answer.unplaceable.message)
+            await self._wait(lambda: self._capacity_changed, self._instance.timings.place_retry, "no room: ask again")
+
+    async def _serve(self, placement: Placement) -> None:
+        """Run the engine until it ends, its host is lost, or we are told to stop."""
+        engine = self._run_engine(placement)
+        while not (engine.done() or self._is_lost(placement) or self._instance.stopping):
+            await self._record()
+            await workflow.wait_condition(
+                lambda: self._instance is not self._recorded or engine.done() or self._is_lost(placement)
+            )
+            if self._due_for_continue_as_new() and not self._is_lost(placement):
+                return
+        if engine.done():
+            await self._after_end(engine)
+        elif self._is_lost(placement):
+            await self._abandon(engine, placement.host_id)
+        else:
+            await self._stop_engine(engine, placement)
+
+    def _run_engine(self, placement: Placement) -> ActivityHandle[EngineExit]:
+        timings = self._instance.timings
+        launch = EngineLaunch(
+            instance_id=self._instance.instance_id,
+            deployment=self._instance.deployment,
+            fence=self._instance.fence,
+            spec=self._instance.spec,
+            placement=placement,
+            drain=timings.drain,
+        )
+        return workflow.start_activity_method(
+            HostContract.run_engine,
+            launch,
+            task_queue=ids.host_queue(placement.host_id),
+            start_to_close_timeout=FOREVER,
+            # No schedule-to-start timeout: whether the host is gone is for its lease to say.
+            heartbeat_timeout=timings.engine_heartbeat,
+            retry_policy=RetryPolicy(backoff_coefficient=1.0),  # a retry adopts the running engine
+            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=f"serve {launch.spec.served_name} on {placement.host_id}, fence {launch.fence}",
+        )
+
+    async def _after_end(self, engine: ActivityHandle[EngineExit]) -> None:
+        """The engine ended by itself: release its room and decide how to go on."""
+        ended = await self._exit_of(engine)
+        fence = self._instance.fence
+        self._instance = after_failure(self._instance, ended, workflow.now())
+        await self._record()
+        await self._release(fence, engine_gone=True)
+
+    async def _abandon(self, engine: ActivityHandle[EngineExit], host_id: str) -> None:
+        """The host is lost. Its engine may still run: cancel it for the day the host returns, and go elsewhere."""
+        engine.cancel()
+        fence = self._instance.fence
+        self._instance = self._instance.with_(
+            state=InstanceState.RECOVERING,
+            message=f"host {host_id} was lost",
+            hint="",
+            placement=None,
+            endpoint=None,
+            pid=None,
+            ready_since=None,
+            restarts=self._instance.restarts + 1,
+            retry_at=None,
+        )
+        await self._record()
+        await self._release(fence, engine_gone=False)
+
+    async def _stop_engine(self, engine: ActivityHandle[EngineExit], placement: Placement) -> None:
+        was_routed = self._instance.endpoint is not None
+        self._instance = self._instance.with_(state=InstanceState.DRAINING)
+        await self._record()
+        if was_routed:
+            await workflow.sleep(self._instance.timings.withdraw_pause, summary="gateways stop sending requests")
+        engine.cancel()
+        nudge = workflow.start_activity_method(
+            HostContract.look_at_engine,
+            EngineRef(instance_id=self._instance.instance_id, fence=self._instance.fence),
+            task_queue=ids.host_queue(placement.host_id),
+            schedule_to_close_timeout=timedelta(seconds=10),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+            summary="tell the host to look",
+        )
+        gone = await self._ended_or_host_lost(engine, placement)
+        nudge.cancel()
+        self._instance = self._instance.with_(placement=None, endpoint=None, pid=None)
+        await self._release(self._instance.fence, engine_gone=gone)
+
+    async def _ended_or_host_lost(self, engine: ActivityHandle[EngineExit], placement: Placement) -> bool:
+        """Wait for the end of the engine; False when its host is lost meanwhile."""
+        await workflow.wait_condition(lambda: engine.done() or self._is_lost(placement))
+        if not engine.done():
+            return False
+        await self._exit_of(engine)
+        return True
+
+    async def _exit_of(self, engine: ActivityHandle[EngineExit]) -> EngineExit:
+        try:
+            return await engine
+        except ActivityError as error:
+            cause = error.cause
+            if isinstance(cause, ApplicationError) and cause.type == "EngineExited" and cause.details:
+                return EngineExit.model_validate(cause.details[0])
+            if isinstance(cause, CancelledError):
+                return EngineExit(exit_code=None, failure_class="cancelled")
+            return EngineExit(exit_code=None, hint=str(cause or error))
+
+    async def _release(self, fence: int, *, engine_gone: bool) -> None:
+        await workflow.execute_activity_method(
+            PlacementContract.release_claim,
+            ReleaseRequest(instance_id=self._instance.instance_id, fence=fence, engine_gone=engine_gone),
+            summary="give back the memory",
+            **_LEDGER,
+        )
+
+    async def _end(self) -> None:
+        if self._instance.placement is not None:
+            # Told to stop before we asked for the engine in this run: its host says when the memory is free.
+            await self._release(self._instance.fence, engine_gone=False)
+        self._instance = self._instance.with_(state=InstanceState.STOPPED, placement=None, endpoint=None)
+        workflow.set_current_details(describe(self._instance))
+        self._set_search_attributes()
+        await workflow.execute_local_activity_method(
+            ProjectionContract.forget_instance, InstanceId(instance_id=self._instance.instance_id), **_RECORD
+        )
+        await self._tell_deployment(gone=True)
+
+    async def _wait(self, woken: Callable[[], bool], longest: timedelta | None, why: str) -> None:
+        """Until told to stop, ``woken``, or ``longest`` has passed."""
+        await self._record()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._instance.stopping or woken(), timeout=longest, timeout_summary=why
+            )
+
+    @staticmethod
+    def _never() -> bool:
+        return False
+
+    def _is_lost(self, placement: Placement) -> bool:
+        return placement.host_id in self._lost_hosts
+
+    def _back_off_left(self) -> timedelta:
+        return self._instance.retry_at - workflow.now() if self._instance.retry_at else timedelta(0)
+
+    async def _record(self) -> None:
+        """Project the state and tell the deployment, once per change."""
+        workflow.set_current_details(describe(self._instance))
+        if self._recorded is self._instance:
+            return
+        self._instance = self._instance.with_(projection=self._instance.projection + 1)
+        self._recorded = recorded = self._instance
+        self._set_search_attributes()
+        await workflow.execute_local_activity_method(ProjectionContract.record_instance, recorded, **_RECORD)
+        await self._tell_deployment(gone=False)
+
+    def _set_search_attributes(self) -> None:
+        placement = self._instance.placement
+        attributes = (str(self._instance.state), placement.host_id if placement else "")
+        if attributes == self._attributes:
+            return
+        self._attributes = attributes
+        workflow.upsert_search_attributes(
+            [
+                KIND.value_set("instance"),
+                DEPLOYMENT.value_set(self._instance.deployment),
+                MODEL.value_set(self._instance.spec.model_path.rsplit("/", 1)[-1]),
+                REVISION.value_set(self._instance.revision),
+                STATE.value_set(attributes[0]),
+                HOST.value_set(attributes[1]) if attributes[1] else HOST.value_unset(),
+            ]
+        )
+
+    async def _tell_deployment(self, *, gone: bool) -> None:
+        news = InstanceNews(
+            instance_id=self._instance.instance_id,
+            state=self._instance.state,
+            message=self._instance.message,
+            hint=self._instance.hint,
+            host_id=self._instance.placement.host_id if self._instance.placement else None,
+            gone=gone,
+        )
+        deployment = workflow.get_external_workflow_handle(ids.deployment_workflow(self._instance.deployment))
+        try:
+            await deployment.signal(ids.INSTANCE_NEWS_SIGNAL, news)
+        except ApplicationError:
+            # The deployment's workflow was terminated by a person; serving goes on until somebody decides.
+            workflow.logger.warning("deployment %s does not exist any more", self._instance.deployment)
+
+    def _placement_request(self) -> PlacementRequest:
+        spec = self._instance.spec
+        return PlacementRequest(
+            instance_id=self._instance.instance_id,
+            deployment=self._instance.deployment,
+            fence=self._instance.fence,
+            engine=spec.engine,
+            engine_version=spec.engine_version,
+            model_path=spec.model_path,
+            memory_bytes=spec.memory_bytes,
+            concurrency=spec.concurrency,
+            max_model_len=spec.max_model_len,
+            gpus_per_replica=spec.gpus_per_replica,
+            host_selector=spec.host_selector,
+            env_sealed=spec.env_sealed,
+        )
+
+    def _due_for_continue_as_new(self) -> bool:
+        return workflow.info().is_continue_as_new_suggested() and not self._instance.stopping
+
+    def _continue_as_new_if_due(self) -> None:
+        # A running engine is not disturbed: the next run asks for it under the same fence and adopts it.
+        if self._due_for_continue_as_new():
+            workflow.continue_as_new(self._instance)
