@@ -15,9 +15,9 @@ _RETRY_AFTER_S = "5"
 
 
 def install(app: FastAPI) -> None:
-    app.add_exception_handler(HoldfastError, _ours)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+    app.exception_handler(HoldfastError)(_ours)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HTTPException)(_http)
 
 
 def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
@@ -26,8 +26,7 @@ def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
     return JSONResponse(body, status, media_type=_MEDIA_TYPE)
 
 
-async def _ours(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HoldfastError)
+async def _ours(_request: Request, error: HoldfastError) -> JSONResponse:
     answer = problem(error.status, error.title, error.detail, hint=error.hint, field=error.field, **error.extra)
     if isinstance(error, Unavailable):
         answer.headers["retry-after"] = _RETRY_AFTER_S
@@ -36,8 +35,7 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
     return answer
 
 
-async def _invalid(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
+async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
     return invalid(error.errors())
 
 
@@ -53,8 +51,7 @@ def invalid(errors: Sequence[Any], prefix: tuple[str, ...] = ()) -> JSONResponse
     return problem(422, "Invalid input", detail + more, field=first["field"], hint=hint, errors=found)
 
 
-async def _http(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+async def _http(_request: Request, error: HTTPException) -> JSONResponse:
     hints = {404: "see /docs for the paths that exist", 405: "see /docs for the methods that exist"}
     title = {400: "Not JSON", 404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Error")
     answer = problem(error.status_code, title, str(error.detail), hint=hints.get(error.status_code, ""))

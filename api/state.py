@@ -48,15 +48,11 @@ async def require_admin(services: ServicesDep, credentials: Credentials) -> str:
     if credentials is None:
         raise Unauthenticated("no API key was sent", hint=_HINT)
     hashed = digest(credentials.credentials)
-    row = await services.database.aread(
-        lambda s: s.exec(select(ApiKeyRow).where(ApiKeyRow.key_hash == hashed)).first()
-    )
+    row = await services.database.aread(lambda s: s.exec(select(ApiKeyRow).where(ApiKeyRow.key_hash == hashed)).first())
     if row is None or row.revoked_at is not None or (row.expires_at and row.expires_at <= datetime.now(UTC)):
         raise Unauthenticated("the API key is unknown, revoked or expired", hint=_HINT)
     if row.scope != "admin":
-        raise Forbidden(
-            f"key {row.prefix} may use the models but not manage them", hint="use a key with scope 'admin'"
-        )
+        raise Forbidden(f"key {row.prefix} may use the models but not manage them", hint="use a key with scope 'admin'")
     return row.id
 
 

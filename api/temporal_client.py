@@ -31,7 +31,7 @@ class WorkflowClient:
     async def reachable(self) -> bool:
         try:
             return await asyncio.wait_for(self._client.service_client.check_health(timeout=timedelta(seconds=2)), 3)
-        except (RPCError, RuntimeError, asyncio.TimeoutError):
+        except (TimeoutError, RPCError, RuntimeError):
             return False
 
     async def create_deployment(self, deployment: Deployment) -> None:
@@ -81,7 +81,10 @@ class WorkflowClient:
         )
         await _patiently(started)
         await self._update(
-            ids.host_workflow(registered.host_id), ids.REGISTER_UPDATE, registered, what=f"host {registered.host_id!r}"
+            ids.host_workflow(registered.host_id),
+            ids.REGISTER_UPDATE,
+            registered,
+            what=f"host {registered.host_id!r}",
         )
 
     async def forget_host(self, host_id: str) -> None:
@@ -89,7 +92,9 @@ class WorkflowClient:
 
     async def _update(self, workflow_id: str, update: str, *args: Any, what: str) -> Accepted:
         handle = self._client.get_workflow_handle(workflow_id)
-        running = handle.execute_update(update, args=args, result_type=Accepted, rpc_timeout=timedelta(seconds=_PATIENCE_S))
+        running = handle.execute_update(
+            update, args=args, result_type=Accepted, rpc_timeout=timedelta(seconds=_PATIENCE_S)
+        )
         try:
             return await _patiently(running, what=what)
         except WorkflowUpdateFailedError as failed:
@@ -104,7 +109,7 @@ async def _patiently(call: Awaitable[T], what: str = "") -> T:
         if error.status is RPCStatusCode.NOT_FOUND and what:
             raise NotFound(f"there is no {what}", hint="it may have been deleted; list what there is") from error
         raise _unavailable(str(error)) from error
-    except (asyncio.TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError, RuntimeError) as error:
+    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError, RuntimeError) as error:
         raise _unavailable(f"no answer within {_PATIENCE_S:.0f} s; is a controller running?") from error
 
 

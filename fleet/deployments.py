@@ -85,7 +85,10 @@ class Plan(Record):
     """Nothing is left and nothing is wanted: the workflow may end."""
 
     def __str__(self) -> str:
-        parts = [f"start {len(self.start)}" if self.start else "", f"stop {', '.join(self.stop)}" if self.stop else ""]
+        parts = [
+            f"start {len(self.start)}" if self.start else "",
+            f"stop {', '.join(self.stop)}" if self.stop else "",
+        ]
         return "; ".join(p for p in parts if p) or ("end" if self.done else "nothing to do")
 
 

@@ -47,9 +47,7 @@ class HostClient:
     async def file_facts(self, host: HostAddress, path: str) -> FileFacts:
         """Raises HostUnreachable."""
         try:
-            answer = await self._http.get(
-                f"{host.base_url}/files", params={"path": path}, headers=_ticket(host)
-            )
+            answer = await self._http.get(f"{host.base_url}/files", params={"path": path}, headers=_ticket(host))
             answer.raise_for_status()
             return FileFacts.model_validate_json(answer.content)
         except (httpx.HTTPError, ValueError) as error:

@@ -146,7 +146,7 @@ def back_off(failures: int, timings: Timings) -> timedelta:
     """Doubling pause before attempt ``failures + 1``; the first retry comes at once."""
     if failures <= 1:
         return timedelta(0)
-    doubled = timings.first_back_off * 2 ** min(failures - 2, 30)
+    doubled: timedelta = timings.first_back_off * 2 ** min(failures - 2, 30)
     return min(doubled, timings.longest_back_off)
 
 

@@ -100,9 +100,7 @@ async def wait_until_serving(address: str, deadline: float, namespace: str = "de
         async with asyncio.timeout(deadline):
             while True:
                 try:
-                    client = await Client.connect(
-                        address, namespace=namespace, connect_timeout=CONNECT_ATTEMPT
-                    )
+                    client = await Client.connect(address, namespace=namespace, connect_timeout=CONNECT_ATTEMPT)
                     request = DescribeNamespaceRequest(namespace=namespace)
                     await client.workflow_service.describe_namespace(request, timeout=CONNECT_ATTEMPT)
                     return client

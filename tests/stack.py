@@ -118,7 +118,10 @@ class Stack:
         self.key = admin_key(self.settings)
         self.url = f"http://127.0.0.1:{api}"
         self.http = httpx.Client(
-            base_url=f"{self.url}/api/v1", headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
+            base_url=f"{self.url}/api/v1",
+            headers={"authorization": f"Bearer {self.key}"},
+            timeout=30,
+            trust_env=False,
         )
 
     def _ours(self, command: str, name: str = "", **env: str) -> Process:
@@ -160,7 +163,12 @@ class Stack:
         return answer.json() if answer.content else None
 
     def deploy(self, name: str, model: str, **spec: Any) -> dict[str, Any]:
-        defaults = {"model": {"path": model}, "max_model_len": 512, "concurrency": 2, "resources": {"cpu_threads": 1}}
+        defaults = {
+            "model": {"path": model},
+            "max_model_len": 512,
+            "concurrency": 2,
+            "resources": {"cpu_threads": 1},
+        }
         return self.ok(self.http.post("/deployments", json={"name": name, "spec": defaults | spec}))
 
     def deployment(self, name: str) -> dict[str, Any]:
@@ -183,7 +191,11 @@ class Stack:
             raise AssertionError(f"{error}\n{state}\n{self.logs()}") from None
 
     def until_gone(self, name: str, within: float = 60) -> None:
-        eventually(lambda: self.http.get(f"/deployments/{name}").status_code == 404, within=within, what=f"{name} gone")
+        eventually(
+            lambda: self.http.get(f"/deployments/{name}").status_code == 404,
+            within=within,
+            what=f"{name} gone",
+        )
 
     def engine_pids(self) -> dict[int, str]:
         """Engine processes of this stack: pid → instance id."""

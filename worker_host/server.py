@@ -134,7 +134,9 @@ def _last_lines(path: Path, count: int) -> str:
 
 def _is_instance(instance: str) -> bool:
     deployment, _, name = instance.partition("/")
-    return all(part and part.strip(".") and part.replace("-", "").replace(".", "").isalnum() for part in (deployment, name))
+    return all(
+        part and part.strip(".") and part.replace("-", "").replace(".", "").isalnum() for part in (deployment, name)
+    )
 
 
 def _number(request: Request, name: str, default: int) -> int:

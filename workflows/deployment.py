@@ -36,7 +36,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows.instance import InstanceWorkflow
 
 _RECORD = workflow.LocalActivityConfig(
-    start_to_close_timeout=timedelta(seconds=10), retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5))
+    start_to_close_timeout=timedelta(seconds=10),
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
 )
 
 
@@ -146,7 +147,7 @@ class DeploymentWorkflow:
                 timeout=self._resync_pause(),
                 timeout_summary="look for instances that ended without a word",
             )
-        except asyncio.TimeoutError:
+        except TimeoutError:
             await self._resync()
 
     def _resync_pause(self) -> timedelta:

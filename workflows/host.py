@@ -19,7 +19,8 @@ with workflow.unsafe.imports_passed_through():
 FOREVER = timedelta(days=3650)
 _ONCE = RetryPolicy(maximum_attempts=1)
 _RECORD = workflow.LocalActivityConfig(
-    start_to_close_timeout=timedelta(seconds=10), retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5))
+    start_to_close_timeout=timedelta(seconds=10),
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
 )
 
 

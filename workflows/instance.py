@@ -11,7 +11,13 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
-    from activities.contracts import HostContract, InstanceId, PlacementContract, ProjectionContract, ReleaseRequest
+    from activities.contracts import (
+        HostContract,
+        InstanceId,
+        PlacementContract,
+        ProjectionContract,
+        ReleaseRequest,
+    )
     from fleet import ids
     from fleet.instances import (
         EngineExit,
@@ -32,10 +38,8 @@ with workflow.unsafe.imports_passed_through():
 
 FOREVER = timedelta(days=3650)
 _RECORD = workflow.LocalActivityConfig(
-    start_to_close_timeout=timedelta(seconds=10), retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5))
-)
-_LEDGER = workflow.ActivityConfig(
-    start_to_close_timeout=timedelta(seconds=20), retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10))
+    start_to_close_timeout=timedelta(seconds=10),
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
 )
 
 
@@ -98,8 +102,7 @@ class InstanceWorkflow:
         answer = await workflow.execute_activity_method(
             PlacementContract.place_instance,
             self._placement_request(),
-            summary=f"find room for {self._instance.instance_id}",
-            **_LEDGER,
+            **_ledger(f"find room for {self._instance.instance_id}"),
         )
         if answer.newer_fence is not None:  # our state was reset by a person: go on above what exists
             self._instance = self._instance.with_(fence=answer.newer_fence)
@@ -220,8 +223,7 @@ class InstanceWorkflow:
         await workflow.execute_activity_method(
             PlacementContract.release_claim,
             ReleaseRequest(instance_id=self._instance.instance_id, fence=fence, engine_gone=engine_gone),
-            summary="give back the memory",
-            **_LEDGER,
+            **_ledger("give back the memory"),
         )
 
     async def _end(self) -> None:
@@ -322,3 +324,11 @@ class InstanceWorkflow:
         # A running engine is not disturbed: the next run asks for it under the same fence and adopts it.
         if self._due_for_continue_as_new():
             workflow.continue_as_new(self._instance)
+
+
+def _ledger(summary: str) -> workflow.ActivityConfig:
+    return workflow.ActivityConfig(
+        start_to_close_timeout=timedelta(seconds=20),
+        retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
+        summary=summary,
+    )

@@ -103,9 +103,7 @@ class Gateway:
 
     # --- inference ---
 
-    async def _infer(
-        self, path: str, scope: Scope, receive: Receive, send: Send, started: float
-    ) -> tuple[str, int]:
+    async def _infer(self, path: str, scope: Scope, receive: Receive, send: Send, started: float) -> tuple[str, int]:
         """(model, or nothing while unknown; status), for the metrics."""
         model = NO_MODEL
         try:
@@ -236,9 +234,7 @@ async def _refuse(refusal: Refusal, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _answer(
-    send: Send, status: int, body: bytes, headers: refusals.Headers = (), *, more: bool = False
-) -> None:
+async def _answer(send: Send, status: int, body: bytes, headers: refusals.Headers = (), *, more: bool = False) -> None:
     start = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body, "more_body": more})

@@ -118,9 +118,7 @@ class Connection(asyncio.Protocol):
     """It is short: pass it on whole."""
     _keep_alive: bool
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, first_byte_timeout: float, idle_timeout: float
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, first_byte_timeout: float, idle_timeout: float) -> None:
         self._loop = loop
         self._first_byte_timeout = first_byte_timeout
         self._idle_timeout = idle_timeout
@@ -338,9 +336,7 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
 
-async def connect(
-    make: Callable[[], Connection], host: str, port: int, *, tls: bool, timeout: float
-) -> Connection:
+async def connect(make: Callable[[], Connection], host: str, port: int, *, tls: bool, timeout: float) -> Connection:
     """Raises ``ConnectFailed``."""
     loop = asyncio.get_running_loop()
     try:

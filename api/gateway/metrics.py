@@ -97,9 +97,7 @@ class _InFlight(Collector):
         self._upstreams = upstreams
 
     def collect(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily(
-            "holdfast_gateway_in_flight", "Requests in an engine now.", labels=["endpoint"]
-        )
+        family = GaugeMetricFamily("holdfast_gateway_in_flight", "Requests in an engine now.", labels=["endpoint"])
         counts: dict[str, int] = {}
         for upstream in self._upstreams:  # an instance may still be busy under an older fence
             counts[upstream.instance_id] = counts.get(upstream.instance_id, 0) + upstream.in_flight

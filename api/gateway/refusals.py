@@ -97,9 +97,7 @@ def wrong_scope(scope: str) -> Refusal:
 
 
 def bad_length() -> Refusal:
-    return Refusal(
-        400, "The header Content-Length must be one number.", param="Content-Length", code="invalid_header"
-    )
+    return Refusal(400, "The header Content-Length must be one number.", param="Content-Length", code="invalid_header")
 
 
 def too_large(limit: int, *, unread: bool) -> Refusal:
@@ -113,9 +111,7 @@ def too_large(limit: int, *, unread: bool) -> Refusal:
 
 
 def not_json(reason: str) -> Refusal:
-    return Refusal(
-        400, f"The request body is not valid JSON: {shown(reason)}.", param="body", code="invalid_json"
-    )
+    return Refusal(400, f"The request body is not valid JSON: {shown(reason)}.", param="body", code="invalid_json")
 
 
 def not_an_object() -> Refusal:
@@ -149,9 +145,7 @@ def not_ready(name: str, phase: str, desired: int) -> Refusal:
         remedy = "It has no replicas: start it, or scale it up."
     else:
         remedy = "`holdfast deployments` says what it is waiting for."
-    return unavailable(
-        f"The model '{name}' has no ready replica; its deployment is {phase}. {remedy}", after=5
-    )
+    return unavailable(f"The model '{name}' has no ready replica; its deployment is {phase}. {remedy}", after=5)
 
 
 def no_table() -> Refusal:

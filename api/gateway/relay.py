@@ -131,9 +131,7 @@ class Relay:
                 exchange.settle()
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def _pass_events(
-        self, call: Call, exchange: "_Exchange", connection: Connection, send: Send
-    ) -> None:
+    async def _pass_events(self, call: Call, exchange: "_Exchange", connection: Connection, send: Send) -> None:
         events = EventStream()
         more = first = True
         while more:

@@ -35,9 +35,7 @@ class _Standalone:
         if path == "/healthz":
             return 200, b"ok\n"
         if path == "/readyz":
-            return (
-                (200, b"ok\n") if self._gateway.ready else (503, b"The table of models was not read yet.\n")
-            )
+            return (200, b"ok\n") if self._gateway.ready else (503, b"The table of models was not read yet.\n")
         authorization = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         if not self._gateway.allows(authorization):
             return 401, b"Send the header 'Authorization: Bearer <key>'.\n"

@@ -104,9 +104,7 @@ def _endpoints(session: Session) -> dict[str, tuple[Endpoint, ...]]:
     for row in rows:
         endpoint = Endpoint(row.instance_id, row.fence, row.deployment, row.url, row.capacity)
         if not _usable(row.url):
-            _log.error(
-                "the endpoint of instance %s is left out: %r is no http(s) URL", row.instance_id, row.url
-            )
+            _log.error("the endpoint of instance %s is left out: %r is no http(s) URL", row.instance_id, row.url)
             continue
         by_deployment[row.deployment] = (*by_deployment.get(row.deployment, ()), endpoint)
     return by_deployment

@@ -140,7 +140,11 @@ async def ensure_admin_key(services: Services, key: str) -> None:
         known = session.exec(select(ApiKeyRow).where(ApiKeyRow.key_hash == digest(key))).first()
         if known is None:
             row = ApiKeyRow(
-                id=new_id("key"), name="admin_key file", prefix=shown_prefix(key), key_hash=digest(key), scope="admin"
+                id=new_id("key"),
+                name="admin_key file",
+                prefix=shown_prefix(key),
+                key_hash=digest(key),
+                scope="admin",
             )
             add_key(session, row)
 

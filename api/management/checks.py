@@ -13,7 +13,9 @@ async def check_spec(services: Services, spec: DeploymentSpec) -> tuple[str, str
     adapter = resolve(spec.engine)
     for index, remedy in adapter.refuse(spec.engine_args).items():
         raise InvalidInput(
-            f"{spec.engine_args[index]!r} is set by Holdfast itself", field=f"spec.engine_args.{index}", hint=remedy
+            f"{spec.engine_args[index]!r} is set by Holdfast itself",
+            field=f"spec.engine_args.{index}",
+            hint=remedy,
         )
     hosts = await services.database.aread(lambda s: ready_hosts(s, ""))
     version = _version(adapter.name, spec.engine_version, adapter.default_version, hosts)
@@ -30,7 +32,9 @@ def _version(engine: str, asked: str | None, default: str, hosts: list[ReadyHost
     if asked != default and asked not in offered:
         known = ", ".join(sorted(offered | {default}))
         raise InvalidInput(
-            f"no host offers {engine} {asked}", field="spec.engine_version", hint=f"leave it out or use one of: {known}"
+            f"no host offers {engine} {asked}",
+            field="spec.engine_version",
+            hint=f"leave it out or use one of: {known}",
         )
     return asked
 

@@ -88,7 +88,11 @@ async def create(
 
 @router.get("", summary="List deployments")
 async def list_(
-    services: ServicesDep, _admin: AdminDep, limit: Limit = 100, cursor: Cursor = None, label: LabelFilter = None
+    services: ServicesDep,
+    _admin: AdminDep,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    label: LabelFilter = None,
 ) -> Page[DeploymentView]:
     rows = await services.database.aread(_all)
     chosen = [r for r in rows if has_labels(r.labels, label)]

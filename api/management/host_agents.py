@@ -71,7 +71,9 @@ def _join(session: Session, request: JoinRequest) -> str:
     if known is not None and token.used_by == known.id:
         return known.id
     if token.used_at is not None or known is not None:
-        raise Unauthenticated("the join token was used already", hint="make a new one with `holdfast join-token create`")
+        raise Unauthenticated(
+            "the join token was used already", hint="make a new one with `holdfast join-token create`"
+        )
     now = datetime.now(UTC)
     if token.expires_at <= now:
         raise Unauthenticated("the join token has expired", hint="make a new one with `holdfast join-token create`")

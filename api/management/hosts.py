@@ -52,7 +52,11 @@ Rows = tuple[HostRow, list[GpuRow]]
 
 @router.get("", summary="List hosts")
 async def list_(
-    services: ServicesDep, _admin: AdminDep, limit: Limit = 100, cursor: Cursor = None, label: LabelFilter = None
+    services: ServicesDep,
+    _admin: AdminDep,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    label: LabelFilter = None,
 ) -> Page[HostView]:
     rows = await services.database.aread(_all)
     chosen = [r for r in rows if has_labels(r[0].labels, label)]

@@ -11,7 +11,9 @@ R = TypeVar("R")
 
 Limit = Annotated[int, Query(ge=1, le=500, description="at most so many")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")]
-LabelFilter = Annotated[list[str] | None, Query(alias="label", description="`key=value`; may be repeated", max_length=32)]
+LabelFilter = Annotated[
+    list[str] | None, Query(alias="label", description="`key=value`; may be repeated", max_length=32)
+]
 
 
 class Page(BaseModel, Generic[T]):

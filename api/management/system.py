@@ -54,4 +54,4 @@ async def metrics(services: ServicesDep, _admin: AdminDep) -> Response:
 
 def _counts(session: Session) -> Counts:
     tables = {"deployments": DeploymentRow.phase, "instances": InstanceRow.state, "hosts": HostRow.state}
-    return {n: dict(session.execute(select(c, func.count()).group_by(c)).all()) for n, c in tables.items()}  # type: ignore[call-overload]
+    return {n: dict(session.execute(select(c, func.count()).group_by(c)).all()) for n, c in tables.items()}

@@ -48,16 +48,12 @@ def _read_line() -> str | None:
         return None
 
 
-def _ask(
-    api: "Api", options: dict[str, Any], messages: list[dict[str, str]], prompt: str
-) -> list[dict[str, str]]:
+def _ask(api: "Api", options: dict[str, Any], messages: list[dict[str, str]], prompt: str) -> list[dict[str, str]]:
     """Print the answer as it comes; answers the conversation with it."""
     messages = [*messages, {"role": "user", "content": prompt}]
     body = {key: value for key, value in options.items() if value is not None}
     parts: list[str] = []
-    with api.stream(
-        "POST", "/v1/chat/completions", body={**body, "messages": messages, "stream": True}
-    ) as answer:
+    with api.stream("POST", "/v1/chat/completions", body={**body, "messages": messages, "stream": True}) as answer:
         for text in deltas(answer.iter_lines()):
             parts.append(text)
             print(text, end="", flush=True)
@@ -79,6 +75,4 @@ def deltas(lines: Iterable[str]) -> Iterator[str]:
         for choice in chunk.get("choices", []):
             if text := choice.get("delta", {}).get("content"):
                 yield text
-    raise BrokenAnswer(
-        "the stream ended without its end mark", hint="see `holdfast instances` and `holdfast logs`"
-    )
+    raise BrokenAnswer("the stream ended without its end mark", hint="see `holdfast instances` and `holdfast logs`")

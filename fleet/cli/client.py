@@ -74,9 +74,7 @@ class Api:
                 return found
 
     @contextmanager
-    def stream(
-        self, method: str, path: str, *, body: Json | None = None, **params: Any
-    ) -> Iterator[httpx.Response]:
+    def stream(self, method: str, path: str, *, body: Json | None = None, **params: Any) -> Iterator[httpx.Response]:
         with self._said_plainly():
             options: Json = {"params": _given(params), "timeout": STREAM_TIMEOUT}
             if body is not None:
@@ -113,9 +111,7 @@ class Api:
                 hint="start Holdfast with `holdfast up`, or set HOLDFAST_SERVER to the URL of the API",
             ) from None
         except httpx.TimeoutException:
-            raise NoAnswer(
-                f"{self.url} did not answer in time", hint="try again; see `holdfast doctor`"
-            ) from None
+            raise NoAnswer(f"{self.url} did not answer in time", hint="try again; see `holdfast doctor`") from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
             raise NoAnswer(
                 f"{self.url!r} is not a URL",
@@ -173,8 +169,10 @@ def read_problem(response: httpx.Response) -> ApiProblem:
     if isinstance(error := body.get("error"), dict):
         title = str(error.get("type") or reason)
         return ApiProblem(title, status, str(error.get("message", "")), field=str(error.get("param") or ""))
+    if "title" not in body:
+        return ApiProblem(reason, status, json.dumps(body))
     text = {key: str(body.get(key) or "") for key in ("title", "detail", "hint", "field")}
-    return ApiProblem(text["title"] or reason, status, text["detail"], hint=text["hint"], field=text["field"])
+    return ApiProblem(text["title"], status, text["detail"], hint=text["hint"], field=text["field"])
 
 
 def _given(params: Json) -> Json:

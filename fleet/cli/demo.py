@@ -121,18 +121,14 @@ def ask(url: str, key: str) -> str:
         except (openai.NotFoundError, openai.InternalServerError, openai.APIConnectionError) as error:
             # Right after it became ready, the gateway may not know of it yet.
             if time.monotonic() >= deadline:
-                raise DemoFailed(
-                    f"the gateway did not answer: {error}", hint="see `holdfast status`"
-                ) from None
+                raise DemoFailed(f"the gateway did not answer: {error}", hint="see `holdfast status`") from None
             time.sleep(RETRY_EVERY_S)
             continue
         except openai.APIError as error:
             raise DemoFailed(f"the gateway refused: {error}", hint="see `holdfast doctor`") from None
         text = (answer.choices[0].message.content or "").strip() if answer.choices else ""
         if not text:
-            raise DemoFailed(
-                "the model gave an empty answer", hint="see `holdfast instances` and `holdfast logs`"
-            )
+            raise DemoFailed("the model gave an empty answer", hint="see `holdfast instances` and `holdfast logs`")
         return text
 
 
@@ -145,7 +141,17 @@ def farewell(settings: "Settings", url: str) -> str:
   OpenAI API    {url}/v1
   admin key     {key_file}
 
-  Talk to it:   holdfast chat {NAME}
+  Talk to it:   {own_command()} chat {NAME}
   With curl:    curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {key_file})" \\
                   -H 'Content-Type: application/json' -d '{body}'
 """
+
+
+def own_command() -> str:
+    """How a person calls the command here: by name if that finds ours, else by its path."""
+    ours = Path(sys.executable).with_name("holdfast")
+    found = shutil.which("holdfast")
+    if not ours.exists() or (found and Path(found).resolve() == ours.resolve()):
+        return "holdfast"
+    here = Path.cwd()
+    return str(ours.relative_to(here) if ours.is_relative_to(here) else ours)

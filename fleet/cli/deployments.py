@@ -89,23 +89,17 @@ def scale(
     _follow(deployment, wait, timeout, as_json)
 
 
-def stop(
-    name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False
-) -> None:
+def stop(name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:
     """Stop all replicas; the deployment stays."""
     _command(name, "stop", wait, timeout, as_json)
 
 
-def start(
-    name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False
-) -> None:
+def start(name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:
     """Start a stopped deployment."""
     _command(name, "start", wait, timeout, as_json)
 
 
-def restart(
-    name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False
-) -> None:
+def restart(name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:
     """Replace all replicas, one after the other."""
     _command(name, "restart", wait, timeout, as_json)
 

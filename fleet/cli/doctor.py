@@ -131,9 +131,7 @@ def _database(settings: "Settings") -> Finding:
         found, newest = migrate.current(url), migrate.head()
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip()
-        return Finding(
-            "database", Level.FAIL, reason, "check HOLDFAST_DATABASE_URL, and that the server runs"
-        )
+        return Finding("database", Level.FAIL, reason, "check HOLDFAST_DATABASE_URL, and that the server runs")
     if found != newest:
         message = f"schema {found or 'none'}, but this version wants {newest}"
         return Finding("database", Level.WARN, message, "start Holdfast of this version: it migrates")
@@ -167,12 +165,8 @@ async def _ask_temporal(settings: "Settings") -> Finding:
         request = ListSearchAttributesRequest(namespace=settings.temporal_namespace)
         known = await client.operator_service.list_search_attributes(request, timeout=limit)
     except (RPCError, RuntimeError, OSError) as error:  # RuntimeError: cannot connect
-        remedy = (
-            "start `holdfast up`" if settings.embedded_temporal else "check the HOLDFAST_TEMPORAL_* settings"
-        )
-        return Finding(
-            "temporal", Level.FAIL, f"{where}: {str(error).split(': tonic')[0] or 'no answer'}", remedy
-        )
+        remedy = "start `holdfast up`" if settings.embedded_temporal else "check the HOLDFAST_TEMPORAL_* settings"
+        return Finding("temporal", Level.FAIL, f"{where}: {str(error).split(': tonic')[0] or 'no answer'}", remedy)
     missing = [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
     if missing:
         message = f"{where} lacks the search attributes {', '.join(missing)}"
@@ -190,9 +184,20 @@ def _server(settings: "Settings") -> Iterator[Finding]:
         yield Finding("api", Level.FAIL, f"{error.title}: {error.detail}", error.hint)
         return
     yield Finding("api", Level.OK, api.url)
-    yield _try("ready", lambda: api.get("/readyz"), lambda _: "all parts answer")
+    yield _readiness(api)
     yield _try("key", lambda: api.items("/api/v1/api-keys"), lambda _: "the API accepts it")
     yield from _hosts(api)
+
+
+def _readiness(api: "Api") -> Finding:
+    try:
+        parts = api.get("/readyz")
+    except HoldfastError as error:
+        return Finding("ready", Level.FAIL, f"{error.title}: {error.detail}", error.hint or "see the API's log")
+    if parts.get("temporal") is False:
+        remedy = "models serve, but changes wait until Temporal is back"
+        return Finding("ready", Level.FAIL, "the API does not reach Temporal", remedy)
+    return Finding("ready", Level.OK, "the API reaches the database and Temporal")
 
 
 def _try(check: str, question: Callable[[], Any], good: Callable[[Any], str]) -> Finding:
@@ -210,9 +215,7 @@ def _hosts(api: "Api") -> Iterator[Finding]:
         return
     ready = [host for host in hosts if host["state"] == "ready"]
     if not ready:
-        remedy = (
-            "start one with `holdfast host` (`holdfast join-token create` says how), or use `holdfast up`"
-        )
+        remedy = "start one with `holdfast host` (`holdfast join-token create` says how), or use `holdfast up`"
         yield Finding("hosts", Level.FAIL, f"{len(hosts)} known, none ready", remedy)
         return
     for host in hosts:
@@ -225,6 +228,4 @@ def _hosts(api: "Api") -> Iterator[Finding]:
     if engines:
         yield Finding("engines", Level.OK, ", ".join(engines))
     else:
-        yield Finding(
-            "engines", Level.FAIL, "no host can run any engine", "see the host's log for the reason"
-        )
+        yield Finding("engines", Level.FAIL, "no host can run any engine", "see the host's log for the reason")

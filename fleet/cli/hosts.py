@@ -63,9 +63,7 @@ def list_tokens(as_json: AsJson = False) -> None:
     if as_json:
         output.print_json(found)
         return
-    rows = [
-        [str(token.get(k) or "") for k in ("id", "description", "expires_at", "used_at")] for token in found
-    ]
+    rows = [[str(token.get(k) or "") for k in ("id", "description", "expires_at", "used_at")] for token in found]
     output.print_table(["ID", "DESCRIPTION", "EXPIRES", "USED"], rows, empty="no join tokens")
 
 

@@ -89,9 +89,7 @@ def plain(text: str, style: str = "") -> "Text":
     """``text`` as it is: no markup in it counts, and no control sequence in it reaches the terminal."""
     from rich.text import Text
 
-    return Text(
-        "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text), style
-    )
+    return Text("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text), style)
 
 
 def state(value: str) -> "Text":

@@ -34,9 +34,7 @@ def wanted(settings: "Settings") -> list[Port]:
             Port("the Temporal UI", "127.0.0.1", settings.temporal_ui_port, "HOLDFAST_TEMPORAL_UI_PORT"),
         ]
     if settings.host_port:
-        ports.append(
-            Port("the host's server", settings.host_address, settings.host_port, "HOLDFAST_HOST_PORT")
-        )
+        ports.append(Port("the host's server", settings.host_address, settings.host_port, "HOLDFAST_HOST_PORT"))
     return ports
 
 

@@ -111,9 +111,7 @@ def wait_gone(api: Api, name: str, *, timeout_s: float) -> None:
             if not _passes(error):
                 raise
         if time.monotonic() >= deadline:
-            raise NotReady(
-                f"{name} is still there after {timeout_s:g} s", hint=f"see `holdfast deployments {name}`"
-            )
+            raise NotReady(f"{name} is still there after {timeout_s:g} s", hint=f"see `holdfast deployments {name}`")
         time.sleep(POLL_EVERY_S)
 
 

@@ -38,9 +38,7 @@ def load_settings(**overrides: Any) -> "Settings":
             hint="change it in the environment or in holdfast.toml",
         ) from None
     except SettingsError as error:
-        raise Misconfigured(
-            str(error), hint="maps and lists in the environment are written as JSON"
-        ) from None
+        raise Misconfigured(str(error), hint="maps and lists in the environment are written as JSON") from None
     except tomllib.TOMLDecodeError as error:
         raise Misconfigured(f"holdfast.toml: {error}", hint="correct the file") from None
 

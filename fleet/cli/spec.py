@@ -54,9 +54,7 @@ def build(name: str | None, document: Mapping[str, Any], options: DeployOptions)
     if options.model:
         spec["model"] = {"source": "local", "path": model_path(options.model)}
     if not spec.get("model"):
-        raise WrongUsage(
-            "a deployment needs a model", field="--model", hint="--model PATH or --file spec.json"
-        )
+        raise WrongUsage("a deployment needs a model", field="--model", hint="--model PATH or --file spec.json")
     labels = parse_pairs(options.labels, "--label")
     if labels or "labels" in body:
         body["labels"] = {**body.get("labels", {}), **labels}
@@ -100,8 +98,6 @@ def parse_env(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals and name not in os.environ:
-            raise WrongUsage(
-                f"{name} is not set here", field="--env", hint="--env NAME=VALUE, or export it first"
-            )
+            raise WrongUsage(f"{name} is not set here", field="--env", hint="--env NAME=VALUE, or export it first")
         parsed[name] = value if equals else os.environ[name]
     return parsed

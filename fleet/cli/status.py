@@ -29,9 +29,11 @@ def _readiness() -> dict[str, Any]:
     from fleet.cli.client import ApiProblem
 
     try:
-        connect().get("/readyz")
+        parts = connect().get("/readyz")
     except ApiProblem as problem:
         return {"ready": False, "reason": problem.detail or problem.title}
+    if parts.get("temporal") is False:
+        return {"ready": False, "reason": "Temporal does not answer: models serve, but changes wait"}
     return {"ready": True, "reason": ""}
 
 

@@ -172,9 +172,7 @@ class Supervisor:
 
     def start(self, spec: ChildSpec) -> Child:
         """From now on it is kept running."""
-        child = Child(
-            spec, self._logs, say=self._say, changed=lambda: self._changed(self), back_off=self._back_off
-        )
+        child = Child(spec, self._logs, say=self._say, changed=lambda: self._changed(self), back_off=self._back_off)
         child.task.add_done_callback(self._ended)
         self.children[spec.name] = child
         return child

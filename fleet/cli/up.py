@@ -78,9 +78,7 @@ class _AllInOne:
         self._told_to_stop: asyncio.Event
 
     async def run(self, *, demo: bool, exit_after: bool) -> int:
-        self.supervisor = Supervisor(
-            self.logs, say=say, changed=partial(home.write_record, self.settings.home)
-        )
+        self.supervisor = Supervisor(self.logs, say=say, changed=partial(home.write_record, self.settings.home))
         self._told_to_stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)

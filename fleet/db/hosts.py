@@ -36,7 +36,7 @@ def ready_hosts(session: Session, deployment: str) -> list[ReadyHost]:
         ).all()
     )
     gpus: dict[str, list[GpuView]] = {}
-    for gpu in session.exec(select(GpuRow).where(GpuRow.healthy).order_by(col(GpuRow.index))).all():  # type: ignore[arg-type]
+    for gpu in session.exec(select(GpuRow).where(GpuRow.healthy).order_by(col(GpuRow.index))).all():
         gpus.setdefault(gpu.host_id, []).append(GpuView(gpu.uuid, gpu.allocatable - gpu.used, gpu.memory_bytes))
     rows = session.exec(select(HostRow).where(HostRow.state == HostState.READY)).all()
     return [ReadyHost(_view(row, gpus.get(row.id, []), replicas.get(row.id, 0)), address_of(row)) for row in rows]
@@ -68,9 +68,10 @@ def save_registration(session: Session, host_id: str, registration: Registration
 def record_state(session: Session, host_id: str, state: HostState, message: str, projection: int) -> None:
     """The host workflow's word on its host."""
     if state is HostState.FORGOTTEN:
+        # The host first: a claim that is being made on it holds its row, and is seen below once it is through.
+        session.execute(delete(HostRow).where(col(HostRow.id) == host_id))
         session.execute(delete(GpuRow).where(col(GpuRow.host_id) == host_id))
         session.execute(delete(ClaimRow).where(col(ClaimRow.host_id) == host_id))
-        session.execute(delete(HostRow).where(col(HostRow.id) == host_id))
         return
     session.execute(
         update(HostRow)

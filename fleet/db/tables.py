@@ -71,7 +71,7 @@ class InstanceRow(SQLModel, table=True):
     memory_bytes: int = Field(default=0, sa_type=BigInteger)
     endpoint: str | None = None
     pid: int | None = None
-    fence: int = 0
+    fence: int = Field(default=0, sa_type=BigInteger)
     restarts: int = 0
     message: str = ""
     hint: str = ""
@@ -92,7 +92,7 @@ class EndpointRow(SQLModel, table=True):
     """Name by which the engine knows the model."""
     url: str
     """Base URL of the engine, without ``/v1``."""
-    fence: int
+    fence: int = Field(sa_type=BigInteger)
     state: str
     capacity: int = 0
     """Requests that the engine works on at a time; 0: not known."""
@@ -146,7 +146,7 @@ class ClaimRow(SQLModel, table=True):
     __table_args__ = (Index("claim_by_host", "host_id", "state"),)
 
     instance_id: str = Field(primary_key=True)
-    fence: int = Field(primary_key=True)
+    fence: int = Field(primary_key=True, sa_type=BigInteger)
     gpu_uuid: str = Field(primary_key=True, default="")
     host_id: str
     memory_bytes: int = Field(sa_type=BigInteger)

@@ -24,7 +24,10 @@ def known_classes() -> dict[str, FailureClass]:
     raw = json.loads(files("fleet.engines").joinpath("failure_patterns.json").read_text())
     return {
         c["class"]: FailureClass(
-            c["class"], tuple(re.compile(p) for p in c["patterns"]), c["hint"], not c["retry"].startswith("no")
+            c["class"],
+            tuple(re.compile(p) for p in c["patterns"]),
+            c["hint"],
+            not c["retry"].startswith("no"),
         )
         for c in raw["classes"]
     }

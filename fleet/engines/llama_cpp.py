@@ -39,9 +39,12 @@ class LlamaCpp:
     health_path = "/health"
     metrics_path = "/metrics"
     stop_grace_s = 10.0
-    failure_patterns = (
+    failure_patterns: Sequence[tuple[str, str]] = (
         ("bad_flag", r"error: invalid argument|error while handling argument|error: unknown argument"),
-        ("corrupt_file", r"invalid magic|failed to read magic|gguf_init_from_file.*(failed|invalid)|tensor data is not within"),
+        (
+            "corrupt_file",
+            r"invalid magic|failed to read magic|gguf_init_from_file.*(failed|invalid)|tensor data is not within",
+        ),
         ("unsupported_arch", r"unknown model architecture"),
         ("port", r"couldn't bind HTTP server socket|bind.*address already in use"),
         ("not_found", r"failed to open GGUF file|No such file or directory.*\.gguf"),

@@ -57,7 +57,7 @@ class ProcessRuntime:
 
     def all(self) -> list[tuple[EngineRef, ProcessRef]]:
         """Every engine process of this host, known or not."""
-        found = []
+        found: list[tuple[EngineRef, ProcessRef]] = []
         for process in psutil.process_iter():
             try:
                 env = process.environ()

@@ -44,9 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def holdfast(
-    api: FakeApi, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Holdfast:
+def holdfast(api: FakeApi, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Holdfast:
     """The command line, against the fake API and with its key."""
     monkeypatch.setenv("HOLDFAST_SERVER", api.url)
     (home / "admin_key").write_text(KEY + "\n")

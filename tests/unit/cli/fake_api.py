@@ -97,7 +97,8 @@ class FakeApi:
     keys: list[Json] = field(default_factory=list)
     problem: tuple[int, Json] | None = None
     """Answered to everything under /api/v1 and /v1 instead."""
-    ready: bool = True
+    database: bool = True
+    temporal: bool = True
     is_holdfast: bool = True
     page_size: int = 100
     chunks: list[str] = field(default_factory=lambda: ["Pa", "ris."])
@@ -121,16 +122,13 @@ class FakeApi:
         return JSONResponse({"status": "ok"})
 
     async def _version(self, _: Request) -> Response:
-        return (
-            JSONResponse({"version": "0.1.0"})
-            if self.is_holdfast
-            else Response("<html>Welcome to nginx</html>")
-        )
+        return JSONResponse({"version": "0.1.0"}) if self.is_holdfast else Response("<html>Welcome to nginx</html>")
 
     async def _ready(self, _: Request) -> Response:
-        if self.ready:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"title": "Not ready", "detail": "Temporal does not answer"}, status_code=503)
+        if not self.database:
+            return JSONResponse({"status": "down", "database": "locked", "temporal": self.temporal}, status_code=503)
+        status = "ok" if self.temporal else "degraded"
+        return JSONResponse({"status": status, "database": True, "temporal": self.temporal})
 
     async def _refusal(self, request: Request) -> Response | None:
         body = await request.body()
@@ -138,9 +136,7 @@ class FakeApi:
         record = (request.method, request.url.path + query, json.loads(body) if body else None)
         self.requests.append(record)
         if request.headers.get("authorization") != f"Bearer {KEY}":
-            return JSONResponse(
-                {"title": "Not authenticated", "detail": "the key is not known"}, status_code=401
-            )
+            return JSONResponse({"title": "Not authenticated", "detail": "the key is not known"}, status_code=401)
         if self.problem:
             return JSONResponse(self.problem[1], status_code=self.problem[0])
         return None

@@ -118,9 +118,7 @@ def test_chat_prints_the_answer(holdfast: Holdfast, api: FakeApi) -> None:
     }
 
 
-def test_interactive_chat_remembers(
-    holdfast: Holdfast, api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interactive_chat_remembers(holdfast: Holdfast, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\n"))
     assert holdfast("chat", "smollm2", "--system", "").code == 0
     assert [m["content"] for m in api.requests[-1][2]["messages"]] == ["one", "Paris.", "two"]
@@ -134,12 +132,14 @@ def test_a_stream_that_breaks_off_is_a_failure(holdfast: Holdfast, api: FakeApi)
 
 
 def test_status_says_why_the_server_is_not_ready(holdfast: Holdfast, api: FakeApi) -> None:
-    api.ready = False
+    api.temporal = False
     api.hosts = [host()]
     seen = holdfast("status")
     assert "Temporal does not answer" in seen.out
     assert "alpha" in seen.out
     assert holdfast("status", "--json").json["ready"] is False
+    api.database = False
+    assert "locked" in holdfast("status").out
 
 
 def test_control_sequences_in_a_message_do_not_reach_the_terminal(holdfast: Holdfast, api: FakeApi) -> None:
@@ -155,9 +155,7 @@ from fleet.cli.app import run
 assert run(["--help"]) == 0
 print([m for m in {heavy} if m in sys.modules], file=sys.stderr)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "join-token" in done.stdout
     assert done.stderr.strip() == "[]"
 
@@ -170,7 +168,5 @@ import os; os.environ["HOLDFAST_SERVER"] = {api.url!r}; os.environ["HOLDFAST_API
 assert run(["status"]) == 0
 print([m for m in ("temporalio", "sqlmodel", "sqlalchemy") if m in sys.modules], file=sys.stderr)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr.strip() == "[]"

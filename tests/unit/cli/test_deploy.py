@@ -58,9 +58,7 @@ def test_a_deployment_that_was_printed_can_be_sent_again() -> None:
     assert "status" not in build(None, deployment(), DeployOptions())
 
 
-def test_a_bare_spec_is_taken_from_stdin(
-    holdfast: Holdfast, api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bare_spec_is_taken_from_stdin(holdfast: Holdfast, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     api.deployments = [deployment()]
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"model": {"path": "m"}})))
     assert holdfast("deploy", "smollm2", "-f", "-", "--no-wait").code == 0
@@ -105,9 +103,7 @@ def test_progress_names_what_each_instance_is_doing() -> None:
         "smollm2: deploying, 0 of 1 ready",
         f"  {waiting['id']}: downloading 43 % on host-1: engine llama_cpp",
     ]
-    assert describe(deployment(), [waiting], coarse=True)[1].startswith(
-        f"  {waiting['id']}: downloading 40 %"
-    )
+    assert describe(deployment(), [waiting], coarse=True)[1].startswith(f"  {waiting['id']}: downloading 40 %")
     assert describe(deployment(), [instance()]) == ["smollm2: ready, 1 of 1 ready"]
 
 

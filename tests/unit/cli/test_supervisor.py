@@ -38,9 +38,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def spec(name: str, code: str, **more: object) -> ChildSpec:
-    return ChildSpec(
-        name=name, command=[sys.executable, "-S", "-c", code], environment=dict(os.environ), **more
-    )
+    return ChildSpec(name=name, command=[sys.executable, "-S", "-c", code], environment=dict(os.environ), **more)
 
 
 class Watched:

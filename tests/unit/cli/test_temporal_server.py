@@ -26,9 +26,7 @@ def free_port() -> int:
 
 
 def test_the_command_says_everything_that_matters() -> None:
-    command = server_command(
-        Path("/bin/temporal"), database=Path("/h/temporal.db"), port=1, ui_port=2, namespace="n"
-    )
+    command = server_command(Path("/bin/temporal"), database=Path("/h/temporal.db"), port=1, ui_port=2, namespace="n")
     assert command[:3] == ["/bin/temporal", "server", "start-dev"]
     pairs = set(pairwise(command))
     for flag, value in [
@@ -47,9 +45,7 @@ def test_the_command_says_everything_that_matters() -> None:
         assert (flag, value) in pairs
 
 
-def test_a_binary_beside_python_comes_before_the_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_binary_beside_python_comes_before_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside, elsewhere = tmp_path / "venv", tmp_path / "elsewhere"
     for folder in (beside, elsewhere):
         folder.mkdir()

@@ -46,9 +46,7 @@ def on(host_id: str, memory: int, *gpus: str) -> Placement:
     return Placement(host_id=host_id, memory_bytes=memory, gpu_uuids=gpus)
 
 
-def claim(
-    database: Database, instance_id: str, fence: int, placement: Placement, generation: int = GENERATION
-) -> None:
+def claim(database: Database, instance_id: str, fence: int, placement: Placement, generation: int = GENERATION) -> None:
     database.write(lambda s: claims.claim(s, instance_id, fence, placement, generation))
 
 

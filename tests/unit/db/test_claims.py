@@ -72,9 +72,7 @@ def test_claiming_twice_with_one_fence_is_one_claim(database: Database) -> None:
     "change",
     [{"state": HostState.SUSPECT}, {"state": HostState.LOST}, {"generation": 2}, {"ram_allocatable": 9}],
 )
-def test_host_that_changed_since_it_was_looked_at_is_not_claimed(
-    database: Database, change: dict[str, Any]
-) -> None:
+def test_host_that_changed_since_it_was_looked_at_is_not_claimed(database: Database, change: dict[str, Any]) -> None:
     add_host(database)
     _alter(database, HostRow, "h1", change)
     with pytest.raises(claims.ClaimLost):
@@ -129,6 +127,17 @@ def test_release_frees_its_own_fence_and_older_ones_once(database: Database) -> 
         database.write(lambda s: claims.release(s, "a", 2))
         assert set(rows(database)) == {("a", 3, ""), ("b", 1, "")}
         assert used(database) == {"h1": 70, "g1": 0}
+
+
+@pytest.mark.parametrize("every", [2**31, 2**62])
+def test_all_fences_of_an_instance_can_be_meant_at_once(database: Database, every: int) -> None:
+    add_host(database)
+    claim(database, "a", 1, on("h1", 10))
+    claim(database, "a", 2, on("h1", 10))
+    database.write(lambda s: claims.give_up(s, "a", every))
+    assert set(rows(database).values()) == {ClaimState.RELEASING}
+    database.write(lambda s: claims.release(s, "a", every))
+    assert used(database) == {"h1": 0}
 
 
 def test_memory_that_was_given_up_stays_booked_until_its_host_confirms(database: Database) -> None:

@@ -47,9 +47,7 @@ class Ledger(RuleBasedStateMachine):
         place=st.sampled_from([("h1",), ("h2",), ("h1", "g1"), ("h1", "g2", "g1")]),
         generation=st.sampled_from([ledger.GENERATION] * 4 + [ledger.GENERATION + 1]),
     )
-    def claim(
-        self, instance_id: str, fence: int, memory: int, place: tuple[str, ...], generation: int
-    ) -> None:
+    def claim(self, instance_id: str, fence: int, memory: int, place: tuple[str, ...], generation: int) -> None:
         placement = ledger.on(place[0], memory, *place[1:])
         fences = [f for i, f in self.state if i == instance_id]
         possible = generation == ledger.GENERATION and fence not in fences and self._fits(placement)

@@ -13,9 +13,10 @@ from sqlalchemy import text
 from sqlmodel import Session
 
 from fleet.db import claims, migrate
+from fleet.db.hosts import record_state
 from fleet.db.session import Database
 from fleet.placement.request import Placement
-from fleet.states import ClaimState
+from fleet.states import ClaimState, HostState
 from tests.unit.db import planners
 from tests.unit.db.ledger import (
     GENERATION,
@@ -58,9 +59,7 @@ def test_without_the_guard_the_same_race_overbooks(pool: ProcessPoolExecutor, da
 
 
 @pytest.mark.slow
-def test_duplicate_planners_make_one_claim_for_one_fence(
-    pool: ProcessPoolExecutor, database: Database
-) -> None:
+def test_duplicate_planners_make_one_claim_for_one_fence(pool: ProcessPoolExecutor, database: Database) -> None:
     for n in range(planners.PLANNERS):
         add_host(database, f"h{n}")
     url = _url(database)
@@ -73,9 +72,7 @@ def test_duplicate_planners_make_one_claim_for_one_fence(
 
 
 @pytest.mark.slow
-def test_busy_lives_of_many_planners_keep_the_books_right(
-    pool: ProcessPoolExecutor, database: Database
-) -> None:
+def test_busy_lives_of_many_planners_keep_the_books_right(pool: ProcessPoolExecutor, database: Database) -> None:
     for host_id in ("h1", "h2"):
         add_host(database, host_id, gpus=(f"{host_id}-a", f"{host_id}-b"))
     url = _url(database)
@@ -125,6 +122,13 @@ def test_recount_does_not_keep_a_claim_that_is_being_freed(postgres: Database) -
     assert used(postgres) == {"h1": 20, "g1": 0}
 
 
+@pytest.mark.slow
+def test_host_that_is_forgotten_leaves_no_claim_that_was_being_made(postgres: Database) -> None:
+    with _meanwhile(postgres, lambda s: claims.claim(s, "a", 1, on("h1", 30), GENERATION)):
+        postgres.write(lambda s: record_state(s, "h1", HostState.FORGOTTEN, "", 1))
+    assert rows(postgres) == {}
+
+
 @pytest.fixture
 def postgres(new_postgres_database: Callable[[], str]) -> Iterator[Database]:
     """Where transactions really overlap; SQLite runs one writer at a time."""
@@ -151,8 +155,7 @@ def _meanwhile(database: Database, first: Callable[[Session], None]) -> Iterator
 
 def _commit_when_somebody_waits(database: Database, session: Session) -> None:
     waiting = text(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and not database.read(lambda s: s.execute(waiting).scalar()):
@@ -165,8 +168,7 @@ def _all_want_the_same(pool: ProcessPoolExecutor, database: Database, *, guarded
     url = _url(database)
     places: list[Placement] = PLACES
     planned = [
-        pool.submit(planners.all_want_the_same, url, planner, places, guarded)
-        for planner in range(planners.PLANNERS)
+        pool.submit(planners.all_want_the_same, url, planner, places, guarded) for planner in range(planners.PLANNERS)
     ]
     return sum(f.result(120) for f in planned)
 

@@ -1,5 +1,6 @@
 """Migrations: from nothing, twice, at once, and never backwards."""
 
+import fcntl
 import multiprocessing
 import shutil
 from multiprocessing.synchronize import Barrier
@@ -64,6 +65,22 @@ def test_processes_that_start_at_once_all_succeed(database_url: str) -> None:
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM registry")).scalar() == 1
     database.close()
+
+
+def test_sqlite_migration_holds_a_lock_that_others_wait_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def probe(*_: object) -> None:
+        with (tmp_path / "holdfast.db.migrate.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(True)
+
+    monkeypatch.setattr("alembic.command.upgrade", probe)
+    for _ in range(2):
+        migrate.upgrade(f"sqlite:///{tmp_path / 'holdfast.db'}")
+    assert held == [True, True]
 
 
 def test_database_of_a_newer_version_is_refused_with_a_remedy_and_left_alone(database: Database) -> None:

@@ -145,9 +145,7 @@ def test_draining_instance_stays_published_as_draining(database: Database) -> No
 
 
 @pytest.mark.parametrize("state", [s for s in InstanceState if s not in ("ready", "suspect", "draining")])
-def test_endpoint_is_withdrawn_when_its_engine_does_not_serve(
-    database: Database, state: InstanceState
-) -> None:
+def test_endpoint_is_withdrawn_when_its_engine_does_not_serve(database: Database, state: InstanceState) -> None:
     record(database, instance(1, InstanceState.READY))
     record(database, instance(2, state))
     assert _registry_and_endpoints(database) == (2, [])

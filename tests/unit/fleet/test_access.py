@@ -86,9 +86,7 @@ def test_ticket_is_good_on_its_host_until_it_expires(key: str, host_id: str, at:
 
 
 @given(keys, keys, st.sampled_from(["host", "credential"]))
-def test_ticket_is_worth_nothing_on_another_host_or_with_another_credential(
-    a: str, b: str, what: str
-) -> None:
+def test_ticket_is_worth_nothing_on_another_host_or_with_another_credential(a: str, b: str, what: str) -> None:
     assume(a != b)
     host_id, key = ("h1", "k1")
     ticket = issue(key, a, 1000) if what == "host" else issue(a, host_id, 1000)
@@ -159,9 +157,7 @@ def test_processes_that_make_a_secret_at_once_agree(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 50
 
 
-def _make_secrets(
-    folder: str, value: str, barrier: Barrier, answers: "multiprocessing.SimpleQueue[list[str]]"
-) -> None:
+def _make_secrets(folder: str, value: str, barrier: Barrier, answers: "multiprocessing.SimpleQueue[list[str]]") -> None:
     found = []
     for n in range(50):
         barrier.wait(30)

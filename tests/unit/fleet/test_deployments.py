@@ -87,9 +87,7 @@ def test_only_known_instances_that_are_not_stopping_are_stopped(d: Deployment) -
 
 
 @given(st.integers(1, 8), st.data())
-def test_replacing_ready_replicas_never_leaves_more_than_one_missing(
-    replicas: int, data: st.DataObject
-) -> None:
+def test_replacing_ready_replicas_never_leaves_more_than_one_missing(replicas: int, data: st.DataObject) -> None:
     old = [view(slot, launch=1) for slot in range(1, replicas + 1)]
     d = deployment(replicas, 2, *old)
     for _ in range(replicas * 4 + 4):
@@ -101,9 +99,7 @@ def test_replacing_ready_replicas_never_leaves_more_than_one_missing(
 
 
 @given(st.integers(2, 8), st.integers(1, 7), st.data())
-def test_scaling_down_while_replacing_keeps_all_but_one_serving(
-    before: int, after: int, data: st.DataObject
-) -> None:
+def test_scaling_down_while_replacing_keeps_all_but_one_serving(before: int, after: int, data: st.DataObject) -> None:
     assume(after < before)
     d = deployment(before, 2, *[view(slot, launch=1) for slot in range(1, before + 1)])
     for _ in range(data.draw(st.integers(0, 3 * before))):
@@ -170,9 +166,7 @@ def test_stopped_deployment_wants_nothing_and_comes_back_as_it_was(d: Deployment
 
 
 @given(deployments(), changes)
-def test_generation_grows_by_one_exactly_when_something_changed(
-    d: Deployment, wanted: DeploymentChange
-) -> None:
+def test_generation_grows_by_one_exactly_when_something_changed(d: Deployment, wanted: DeploymentChange) -> None:
     after = change(d, wanted)
     same = after.with_(generation=d.generation) == d
     assert after.generation == d.generation + (0 if same else 1)
@@ -195,9 +189,7 @@ def test_restarting_the_same_launch_twice_restarts_once(d: Deployment) -> None:
 
 
 @given(deployments(), changes)
-def test_counters_never_go_back_and_a_new_revision_is_a_new_launch(
-    d: Deployment, wanted: DeploymentChange
-) -> None:
+def test_counters_never_go_back_and_a_new_revision_is_a_new_launch(d: Deployment, wanted: DeploymentChange) -> None:
     after = change(d, wanted)
     assert after.revision >= d.revision
     assert after.launch >= d.launch

@@ -97,9 +97,7 @@ def test_draining_instance_is_not_made_ready_again_by_a_report(phase: EnginePhas
 
 @given(st.integers(0, 50), st.booleans(), st.booleans())
 def test_failed_engine_loses_its_place_and_address(failures: int, retry: bool, served: bool) -> None:
-    before = instance(
-        state=InstanceState.READY, endpoint="http://127.0.0.1:1", pid=7, progress=1.0, failures=failures
-    )
+    before = instance(state=InstanceState.READY, endpoint="http://127.0.0.1:1", pid=7, progress=1.0, failures=failures)
     after = after_failure(before, EngineExit(exit_code=1, retry=retry, served=served, hint="h"), NOW)
     assert (after.placement, after.endpoint, after.pid, after.progress, after.ready_since) == (None,) * 5
     assert after.hint == "h"

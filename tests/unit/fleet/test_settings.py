@@ -36,9 +36,7 @@ def test_defaults_are_those_of_the_outside_surface(tmp_path: Path) -> None:
     assert s.bind == "127.0.0.1", "nothing listens to the network unless somebody asks for it"
 
 
-def test_home_is_in_the_users_home_folder_when_not_set(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_home_is_in_the_users_home_folder_when_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in (None, ""):
         monkeypatch.delenv("HOLDFAST_HOME", raising=False)

@@ -30,9 +30,7 @@ def deployment(replicas: int = 1, launch: int = 1, *instances: InstanceView) -> 
     )
 
 
-def view(
-    slot: int, launch: int = 1, state: InstanceState = InstanceState.READY, **more: object
-) -> InstanceView:
+def view(slot: int, launch: int = 1, state: InstanceState = InstanceState.READY, **more: object) -> InstanceView:
     fields = {"instance_id": f"m/{slot}-{launch}", "slot": slot, "launch": launch, "state": state}
     return InstanceView.model_validate(fields | more)
 

@@ -32,9 +32,7 @@ class Exchange:
         await self.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
     async def start_events(self) -> None:
-        await self.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        await self.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
 
     async def chunk(self, data: bytes) -> None:
         await self.write(b"%x\r\n%b\r\n" % (len(data), data))

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -45,6 +46,13 @@ def new_database(url: str) -> Database:
     return database
 
 
+def free_port() -> int:
+    """A port on which nothing listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def stop_when_input_ends() -> None:
     """So that nothing outlives the process that started this one, however that one ends."""
 
@@ -61,6 +69,8 @@ def _main() -> None:
         standalone(gateway),
         http="httptools",
         access_log=False,
+        proxy_headers=False,
+        server_header=False,
         log_level="warning",
         backlog=4096,
         timeout_graceful_shutdown=1,
@@ -68,7 +78,10 @@ def _main() -> None:
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
     print(listening.getsockname()[1], flush=True)
     stop_when_input_ends()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 

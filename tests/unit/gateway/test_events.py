@@ -16,9 +16,7 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
 
 
 @given(EVENTS, st.lists(st.integers(0, 500), max_size=12), st.binary(max_size=5))
-def test_bytes_come_out_as_they_went_in_wherever_they_are_cut(
-    events: list[bytes], at: list[int], tail: bytes
-) -> None:
+def test_bytes_come_out_as_they_went_in_wherever_they_are_cut(events: list[bytes], at: list[int], tail: bytes) -> None:
     data = b"".join(events) + tail
     stream = EventStream()
     out = [stream.feed(piece) for piece in cut(data, at)]

@@ -142,9 +142,7 @@ async def test_an_unknown_model_is_not_found_and_makes_no_label(
     assert metric(gateway, "holdfast_gateway_requests_total", model="", code="404") == 1
 
 
-@pytest.mark.parametrize(
-    ("phase", "replicas", "remedy"), [("deploying", 2, "waiting"), ("stopped", 0, "start")]
-)
+@pytest.mark.parametrize(("phase", "replicas", "remedy"), [("deploying", 2, "waiting"), ("stopped", 0, "start")])
 async def test_a_model_without_a_ready_replica_says_why(
     world: World, gateway: Gateway, client: Client, phase: str, replicas: int, remedy: str
 ) -> None:
@@ -171,9 +169,7 @@ async def test_a_model_without_a_ready_replica_says_why(
         f"Bearer {KEY}x",
     ],
 )
-async def test_without_a_good_key_nothing_is_told(
-    engine: RawEngine, gateway: Gateway, value: str | None
-) -> None:
+async def test_without_a_good_key_nothing_is_told(engine: RawEngine, gateway: Gateway, value: str | None) -> None:
     stranger = Client(gateway, None)
     headers = [] if value is None else [("Authorization", value)]
     for answer in (
@@ -194,9 +190,7 @@ async def test_keys_are_good_by_scope_and_time(engine: RawEngine, gateway: Gatew
     world.add_key("expired", expires_in=-1)
     world.add_key("lasting", expires_in=60)
     await gateway.refresh()
-    statuses = {
-        key: (await Client(gateway, key).chat()).status for key in ("admin", "other", "expired", "lasting")
-    }
+    statuses = {key: (await Client(gateway, key).chat()).status for key in ("admin", "other", "expired", "lasting")}
     assert statuses == {"admin": 200, "other": 403, "expired": 401, "lasting": 200}
 
 
@@ -205,9 +199,7 @@ async def test_the_key_word_bearer_may_have_any_case(engine: RawEngine, gateway:
     assert answer.status == 200
 
 
-async def test_a_declared_length_over_the_limit_is_refused_unread(
-    world: World, start_gateway: GatewayFactory
-) -> None:
+async def test_a_declared_length_over_the_limit_is_refused_unread(world: World, start_gateway: GatewayFactory) -> None:
     client = Client(await start_gateway(Options(body_limit=1000)), KEY)
     for length in ("1001", "9" * 5000):
         answer = await client.post("/v1/completions", b"", headers=[("Content-Length", length)])
@@ -215,9 +207,7 @@ async def test_a_declared_length_over_the_limit_is_refused_unread(
         assert "1000 bytes" in answer.error["message"]
 
 
-async def test_a_body_that_grows_over_the_limit_is_refused_at_once(
-    world: World, start_gateway: GatewayFactory
-) -> None:
+async def test_a_body_that_grows_over_the_limit_is_refused_at_once(world: World, start_gateway: GatewayFactory) -> None:
     client = Client(await start_gateway(Options(body_limit=1000)), KEY)
 
     def endless() -> Iterator[bytes]:
@@ -251,9 +241,7 @@ async def test_a_body_of_exactly_the_limit_passes(world: World, start_gateway: G
 
 
 @pytest.mark.parametrize("length", ["-1", "1.5", "abc", "", "0x10", "1,1"])
-async def test_a_length_that_is_no_number_is_the_clients_fault(
-    engine: RawEngine, client: Client, length: str
-) -> None:
+async def test_a_length_that_is_no_number_is_the_clients_fault(engine: RawEngine, client: Client, length: str) -> None:
     answer = await client.post("/v1/completions", {"model": "m"}, headers=[("Content-Length", length)])
     assert (answer.status, answer.error["param"]) == (400, "Content-Length")
 
@@ -295,16 +283,12 @@ _bodies = st.one_of(
 )
 _headers = st.lists(
     st.tuples(
-        st.sampled_from(
-            ["content-length", "authorization", "traceparent", "transfer-encoding", "content-type", "x-y"]
-        ),
+        st.sampled_from(["content-length", "authorization", "traceparent", "transfer-encoding", "content-type", "x-y"]),
         st.text(st.characters(max_codepoint=255), max_size=12) | st.integers(-5, 10**30).map(str),
     ),
     max_size=4,
 )
-_paths = st.sampled_from([*POSTS, "/v1/models", "/v1/models/m", "/v1"]) | st.text(max_size=20).map(
-    "/v1/".__add__
-)
+_paths = st.sampled_from([*POSTS, "/v1/models", "/v1/models/m", "/v1"]) | st.text(max_size=20).map("/v1/".__add__)
 _methods = st.sampled_from(["POST", "POST", "GET", "HEAD", "PUT", "OPTIONS", "BREW"])
 
 

@@ -84,9 +84,7 @@ async def test_a_closed_client_connection_stops_the_engine(
         assert caplog.records == []
 
 
-async def test_many_clients_that_leave_leave_nothing_behind(
-    world: World, server: tuple[str, Gateway]
-) -> None:
+async def test_many_clients_that_leave_leave_nothing_behind(world: World, server: tuple[str, Gateway]) -> None:
     base, gateway = server
     async with raw_engine(silent) as engine:
         await serve(world, gateway, engine)
@@ -201,9 +199,7 @@ async def test_a_broken_stream_reaches_the_client_as_an_error_and_a_broken_conne
         assert got.startswith(b'data: 1\n\ndata: {"error":{')
 
 
-async def test_a_client_that_stops_reading_holds_the_engine_back(
-    world: World, server: tuple[str, Gateway]
-) -> None:
+async def test_a_client_that_stops_reading_holds_the_engine_back(world: World, server: tuple[str, Gateway]) -> None:
     base, gateway = server
     total, sent = 4000, 0
 

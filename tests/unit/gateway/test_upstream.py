@@ -46,9 +46,7 @@ async def test_concurrent_requests_get_connections_of_their_own(world: World, ga
         assert in_flight(gateway) == 0
 
 
-async def test_idle_connections_are_closed_before_the_engine_would(
-    world: World, start_gateway: GatewayFactory
-) -> None:
+async def test_idle_connections_are_closed_before_the_engine_would(world: World, start_gateway: GatewayFactory) -> None:
     gateway = await start_gateway(replace(FAST, keep_idle=0.05))
     async with raw_engine(echo) as engine:
         client = await serving(world, gateway, engine)
@@ -91,9 +89,7 @@ def framed(framing: str, body: bytes) -> bytes:
 async def test_engine_errors_pass_through(world: World, gateway: Gateway) -> None:
     async def refuse(exchange: Exchange) -> None:
         status = re.findall(rb'"want": "([^"]+)"', exchange.body)[0].decode()
-        await exchange.answer(
-            b'{"error":"mine"}', status=status, headers="Retry-After: 7\r\nSet-Cookie: a=1\r\n"
-        )
+        await exchange.answer(b'{"error":"mine"}', status=status, headers="Retry-After: 7\r\nSet-Cookie: a=1\r\n")
 
     async with raw_engine(refuse) as engine:
         client = await serving(world, gateway, engine)
@@ -122,9 +118,7 @@ async def test_interim_replies_are_skipped(world: World, gateway: Gateway) -> No
 
 
 async def test_a_reply_without_a_body_is_complete(world: World, gateway: Gateway) -> None:
-    async with raw_engine(
-        lambda e: e.write(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n")
-    ) as engine:
+    async with raw_engine(lambda e: e.write(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n")) as engine:
         client = await serving(world, gateway, engine)
         answer = await client.chat()
         assert (answer.status, answer.body, answer.complete) == (204, b"", True)
@@ -199,13 +193,9 @@ async def test_a_request_that_kills_engines_reaches_two_at_most(world: World, ga
         assert in_flight(gateway) == 0
 
 
-async def test_an_engine_that_dies_after_a_reply_byte_is_not_asked_again(
-    world: World, gateway: Gateway
-) -> None:
+async def test_an_engine_that_dies_after_a_reply_byte_is_not_asked_again(world: World, gateway: Gateway) -> None:
     async def torso(exchange: Exchange) -> None:
-        await exchange.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-        )
+        await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
         exchange.writer.close()
 
     async with raw_engine(torso) as bad, raw_engine(torso) as other:
@@ -252,9 +242,7 @@ async def test_events_come_one_by_one_as_the_engine_sends_them(world: World, gat
 
 
 @pytest.mark.parametrize("torn", [b"", b'data: {"n": 5, "te'])
-async def test_a_stream_that_breaks_off_ends_with_an_error_event(
-    world: World, gateway: Gateway, torn: bytes
-) -> None:
+async def test_a_stream_that_breaks_off_ends_with_an_error_event(world: World, gateway: Gateway, torn: bytes) -> None:
     async def die(exchange: Exchange) -> None:
         await exchange.start_events()
         await exchange.chunk(b"".join(EVENTS) + torn)
@@ -271,9 +259,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(
         assert metric(gateway, "holdfast_gateway_requests_total", model="m", code="502") == 1
 
 
-async def test_a_silent_stream_is_ended_with_an_error_event(
-    world: World, start_gateway: GatewayFactory
-) -> None:
+async def test_a_silent_stream_is_ended_with_an_error_event(world: World, start_gateway: GatewayFactory) -> None:
     gateway = await start_gateway(replace(FAST, idle_timeout=0.1))
 
     async def stall(exchange: Exchange) -> None:
@@ -369,9 +355,7 @@ async def test_an_engine_url_may_have_a_path(world: World, gateway: Gateway) -> 
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_client_that_leaves_stops_its_engine_at_once(
-    world: World, gateway: Gateway, begun: bool
-) -> None:
+async def test_a_client_that_leaves_stops_its_engine_at_once(world: World, gateway: Gateway, begun: bool) -> None:
     async def stream(exchange: Exchange) -> None:
         if begun:
             await exchange.start_events()

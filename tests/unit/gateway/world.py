@@ -21,7 +21,7 @@ class World:
 
     def add_key(self, key: str, *, scope: str = "inference", expires_in: float | None = None) -> None:
         expires = None if expires_in is None else datetime.now(UTC) + timedelta(seconds=expires_in)
-        row = {
+        row: dict[str, Any] = {
             "name": "test",
             "prefix": key[:4],
             "key_hash": digest(key),
@@ -38,10 +38,8 @@ class World:
 
         self._change(revoke)
 
-    def add_deployment(
-        self, name: str, *, phase: str = "ready", replicas: int = 1, bump: bool = True
-    ) -> None:
-        row = {
+    def add_deployment(self, name: str, *, phase: str = "ready", replicas: int = 1, bump: bool = True) -> None:
+        row: dict[str, Any] = {
             "name": name,
             "spec": {},
             "engine": "llama_cpp",
@@ -71,11 +69,9 @@ class World:
         capacity: int = 0,
     ) -> None:
         """Insert or replace."""
-        row = {"deployment": deployment, "model": deployment, "url": url, "fence": fence}
+        row: dict[str, Any] = {"deployment": deployment, "model": deployment, "url": url, "fence": fence}
         self._change(
-            lambda session: session.merge(
-                EndpointRow(instance_id=instance, state=state, capacity=capacity, **row)
-            )
+            lambda session: session.merge(EndpointRow(instance_id=instance, state=state, capacity=capacity, **row))
         )
 
     def remove_endpoint(self, instance: str) -> None:

@@ -25,13 +25,9 @@ REGISTRIES = [
         ("proxy", "golang", "org"),
     )
 ]
-WORKPLACES = [
-    "/" + "/".join(parts) for parts in (("work", ""), ("root", ""), ("tmp", "bash_jobs"), ("opt", "pypi"))
-]
+WORKPLACES = ["/" + "/".join(parts) for parts in (("work", ""), ("root", ""), ("tmp", "bash_jobs"), ("opt", "pypi"))]
 FORBIDDEN = re.compile(
-    "|".join(
-        [*(re.escape(name) for name in REGISTRIES), *(rf"(?<![\w./}}>-]){re.escape(p)}" for p in WORKPLACES)]
-    )
+    "|".join([*(re.escape(name) for name in REGISTRIES), *(rf"(?<![\w./}}>-]){re.escape(p)}" for p in WORKPLACES)])
 )
 
 

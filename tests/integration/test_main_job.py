@@ -1,0 +1,214 @@
+"""From nothing to an answer, on real parts: Temporal, controller, API, host, engine, model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import NotFoundError, OpenAI
+
+from tests.stack import Stack, eventually
+from tests.stack_fixtures import asker
+
+pytestmark = pytest.mark.slow
+
+QUESTION = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"], scope="module")
+def any_stack(request: pytest.FixtureRequest, new_stack: Callable[..., Stack]) -> Stack:
+    url = request.getfixturevalue("module_postgres_database") if request.param == "postgresql" else ""
+    stack = new_stack(database_url=url)
+    stack.add_host("a")
+    return stack
+
+
+def test_a_model_is_deployed_asked_scaled_and_deleted(any_stack: Stack, small_model: Path) -> None:
+    stack = any_stack
+    created = stack.deploy("smol", str(small_model))
+    assert created["status"]["phase"] in ("pending", "deploying")
+    stack.until_ready("smol")
+    client = OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
+
+    assert [m.id for m in client.models.list()] == ["smol"]
+    whole = client.chat.completions.create(model="smol", messages=QUESTION, temperature=0)  # type: ignore[arg-type]
+    assert "Paris" in (whole.choices[0].message.content or "")
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens > 0
+
+    stream = client.chat.completions.create(
+        model="smol",
+        messages=QUESTION,  # type: ignore[arg-type]
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert "Paris" in text
+    assert len(chunks) > 3
+    assert chunks[-1].usage is not None
+
+    completion = client.completions.create(model="smol", prompt="One, two, three,", max_tokens=8, temperature=0)
+    assert completion.choices[0].text
+
+    first = stack.instances("smol")[0]
+    stack.ok(stack.http.patch("/deployments/smol", json={"spec": {"replicas": 2}}))
+    stack.until_ready("smol", 2)
+    pids = stack.engine_pids()
+    assert len(pids) == 2
+    assert first["pid"] in pids, "scaling up must not touch what runs"
+
+    stack.ok(stack.http.patch("/deployments/smol", json={"spec": {"replicas": 1}}))
+    stack.until_ready("smol", 1)
+    assert len(stack.engine_pids()) == 1
+    assert asker(stack)("smol")
+
+    stack.ok(stack.http.delete("/deployments/smol"))
+    stack.until_gone("smol")
+    assert stack.engine_pids() == {}
+    assert stack.instances() == []
+    assert stack.host("a")["ram_used_bytes"] == 0
+    eventually(lambda: not list(client.models.list()), within=2, what="the gateway forgets the model")
+    with pytest.raises(NotFoundError):
+        asker(stack)("smol")
+
+
+def test_the_same_name_can_be_used_again(stack: Stack, small_model: Path, ask: Callable[[str], str]) -> None:
+    for _ in range(2):
+        stack.deploy("again", str(small_model))
+        stack.until_ready("again")
+        assert "Paris" in ask("again")
+        stack.ok(stack.http.delete("/deployments/again"))
+        stack.until_gone("again")
+
+
+def test_stop_start_and_restart(stack: Stack, small_model: Path, ask: Callable[[str], str]) -> None:
+    stack.deploy("pause", str(small_model))
+    stack.until_ready("pause")
+    before = stack.engine_pids()
+
+    stack.ok(stack.http.post("/deployments/pause/restart"))
+    eventually(lambda: not set(before) & set(stack.engine_pids()), within=30, what="the old engine is replaced")
+    stack.until_ready("pause")
+
+    stack.ok(stack.http.post("/deployments/pause/stop"))
+    eventually(lambda: stack.deployment("pause")["status"]["phase"] == "stopped", within=30)
+    assert stack.engine_pids() == {}
+    stopped = httpx.post(
+        f"{stack.url}/v1/chat/completions",
+        headers={"authorization": f"Bearer {stack.key}"},
+        json={"model": "pause", "messages": QUESTION},
+    )
+    assert stopped.status_code == 503
+    assert "retry-after" in stopped.headers
+
+    stack.ok(stack.http.post("/deployments/pause/start"))
+    stack.until_ready("pause")
+    assert "Paris" in ask("pause")
+    stack.ok(stack.http.delete("/deployments/pause"))
+    stack.until_gone("pause")
+
+
+def test_a_changed_spec_replaces_the_engine(stack: Stack, small_model: Path) -> None:
+    stack.deploy("revise", str(small_model))
+    stack.until_ready("revise")
+    old = stack.instances("revise")[0]
+    stack.ok(stack.http.patch("/deployments/revise", json={"spec": {"max_model_len": 256}}))
+
+    def replaced() -> bool:
+        found = stack.instances("revise")
+        return len(found) == 1 and found[0]["revision"] == 2 and found[0]["state"] == "ready"
+
+    eventually(replaced, within=30, what="one instance of revision 2")
+    assert old["pid"] not in stack.engine_pids()
+    stack.ok(stack.http.delete("/deployments/revise"))
+    stack.until_gone("revise")
+
+
+def test_logs_are_read_and_followed_through_the_api(stack: Stack, small_model: Path) -> None:
+    stack.deploy("talk", str(small_model))
+    stack.until_ready("talk")
+    instance = stack.instances("talk")[0]["id"]
+    text = stack.http.get(f"/instances/{instance}/logs", params={"tail": 500}).text
+    assert "llama" in text
+    with stack.http.stream("GET", f"/instances/{instance}/logs", params={"tail": 1, "follow": True}) as followed:
+        assert followed.status_code == 200
+        asker(stack)("talk")
+        seen = ""
+        for chunk in followed.iter_text():
+            seen += chunk
+            if seen.count("\n") > 3:
+                break
+    assert stack.http.get(f"/instances/{instance}/logs", params={"attempt": 7}).status_code == 404
+    stack.ok(stack.http.delete("/deployments/talk"))
+    stack.until_gone("talk")
+
+
+def test_an_unplaceable_deployment_says_why_and_starts_when_there_is_room(stack: Stack, small_model: Path) -> None:
+    free = stack.host("a")["ram_allocatable_bytes"]
+    stack.deploy("big", str(small_model), resources={"memory_bytes": free - (256 << 20), "cpu_threads": 1})
+    stack.until_ready("big")
+    stack.deploy("waits", str(small_model))
+
+    def explained() -> bool:
+        status = stack.deployment("waits")["status"]
+        return status["phase"] == "pending" and "GiB of RAM" in status["message"]
+
+    eventually(explained, within=15, what="the reason in the status")
+    stack.ok(stack.http.delete("/deployments/big"))
+    stack.until_ready("waits", within=30)
+    stack.ok(stack.http.delete("/deployments/waits"))
+    stack.until_gone("waits")
+    assert stack.host("a")["ram_used_bytes"] == 0
+
+
+def test_an_engine_that_cannot_start_fails_with_class_and_hint(stack: Stack, small_model: Path) -> None:
+    stack.deploy("wrong", str(small_model), engine_args=["--no-such-flag"])
+    failed = eventually(
+        lambda: (s := stack.deployment("wrong")["status"])["phase"] == "failed" and s, within=30, what="failed"
+    )
+    assert "bad_flag" in failed["message"]
+    assert failed["hint"]
+    stack.ok(stack.http.patch("/deployments/wrong", json={"spec": {"engine_args": []}}))
+    stack.until_ready("wrong")
+    stack.ok(stack.http.delete("/deployments/wrong"))
+    stack.until_gone("wrong")
+
+
+def test_embeddings_are_served(stack: Stack, small_model: Path) -> None:
+    stack.deploy("embed", str(small_model), engine_args=["--embedding", "--pooling", "mean"])
+    stack.until_ready("embed")
+    client = OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
+    answer = client.embeddings.create(model="embed", input=["a kitten", "a stock market"], encoding_format="float")
+    assert len(answer.data) == 2
+    assert len(answer.data[0].embedding) > 100
+    stack.ok(stack.http.delete("/deployments/embed"))
+    stack.until_gone("embed")
+
+
+def test_an_idempotency_key_makes_a_repeated_create_harmless(stack: Stack, small_model: Path) -> None:
+    body = {"name": "once", "spec": {"model": {"path": str(small_model)}, "replicas": 0}}
+    first = stack.http.post("/deployments", json=body, headers={"idempotency-key": "k1"})
+    again = stack.http.post("/deployments", json=body, headers={"idempotency-key": "k1"})
+    other = stack.http.post("/deployments", json=body, headers={"idempotency-key": "k2"})
+    assert (first.status_code, again.status_code, other.status_code) == (201, 201, 409)
+    assert again.json()["created_at"] == first.json()["created_at"]
+    stack.ok(stack.http.delete("/deployments/once"))
+    stack.until_gone("once")
+
+
+def test_a_change_of_what_somebody_else_changed_is_refused(stack: Stack, small_model: Path) -> None:
+    stack.deploy("etag", str(small_model), replicas=0)
+    read = stack.http.get("/deployments/etag")
+    stack.ok(stack.http.patch("/deployments/etag", json={"labels": {"team": "x"}}))
+    late = stack.http.patch(
+        "/deployments/etag", json={"labels": {"team": "y"}}, headers={"if-match": read.headers["etag"]}
+    )
+    assert late.status_code == 412
+    assert stack.deployment("etag")["labels"] == {"team": "x"}
+    stack.ok(stack.http.delete("/deployments/etag"))
+    stack.until_gone("etag")

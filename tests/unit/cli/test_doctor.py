@@ -1,0 +1,75 @@
+"""``doctor`` names what is wrong and what to do about it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet.cli import doctor
+from fleet.settings import Settings
+from tests.unit.cli.conftest import Holdfast
+from tests.unit.cli.fake_api import KEY, FakeApi, host
+
+
+@pytest.fixture
+def settings(api: FakeApi, home: Path, unused_port: int) -> Settings:
+    (home / "admin_key").write_text(KEY)
+    api.hosts = [host()]
+    return Settings(home=home, server=api.url, temporal_port=unused_port, port=1)
+
+
+def findings(settings: Settings) -> Iterator[tuple[str, str]]:
+    return ((f.check, str(f.level)) for f in doctor.examine(settings))
+
+
+def test_what_works_is_ok_and_a_missing_temporal_is_a_failure(settings: Settings) -> None:
+    found = list(findings(settings))
+    for check in ("python", "home", "api", "ready", "key", "hosts", "engines"):
+        assert (check, "ok") in found
+    assert ("temporal", "ok") in found  # its binary
+    assert ("temporal", "fail") in found  # the server
+
+
+def test_all_that_fails_has_a_remedy(settings: Settings, api: FakeApi) -> None:
+    api.hosts = [host(state="lost")]
+    api.temporal = False
+    failed = [f for f in doctor.examine(settings) if f.level is doctor.Level.FAIL]
+    assert {f.check for f in failed} == {"temporal", "ready", "hosts"}
+    assert all(f.remedy for f in failed)
+
+
+def test_a_lost_host_beside_a_ready_one_is_a_warning(settings: Settings, api: FakeApi) -> None:
+    api.hosts = [host(), host(id="host-2", name="beta", state="lost", inventory={})]
+    found = list(findings(settings))
+    assert ("hosts", "warn") in found
+    assert ("hosts", "ok") in found
+
+
+def test_hosts_without_any_engine_are_a_failure(settings: Settings, api: FakeApi) -> None:
+    api.hosts = [host(inventory={"engines": []})]
+    assert ("engines", "fail") in findings(settings)
+
+
+def test_a_wrong_key_is_a_failure(settings: Settings, home: Path) -> None:
+    (home / "admin_key").write_text("wrong")
+    assert ("key", "fail") in findings(settings)
+
+
+def test_a_home_open_to_others_is_a_warning_and_a_file_a_failure(settings: Settings, home: Path) -> None:
+    home.chmod(0o755)
+    assert ("home", "warn") in findings(settings)
+    (home / "file").write_text("")
+    assert ("home", "fail") in findings(settings.model_copy(update={"home": home / "file"}))
+
+
+def test_looking_makes_no_database(settings: Settings, home: Path) -> None:
+    assert ("database", "warn") in findings(settings)
+    assert not list(home.glob("holdfast.db*"))
+
+
+def test_a_failure_ends_with_1_and_json_has_all_findings(holdfast: Holdfast, api: FakeApi) -> None:
+    seen = holdfast("doctor", "--json")
+    assert seen.code == 1
+    assert {"check", "level", "message", "remedy"} == set(seen.json[0])
+    assert ["hosts", "fail"] in [[f["check"], f["level"]] for f in seen.json]
+    assert "→" in holdfast("doctor").out
