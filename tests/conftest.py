@@ -2,7 +2,7 @@
 
 from tests.database_fixtures import database, database_url, new_postgres_database, postgres_url
 from tests.engine_fixtures import llama_server_binary, small_model
-from tests.stack_fixtures import ask, engines_folder, module_postgres_database, new_stack, stack
+from tests.stack_fixtures import ask, engines_folder, module_postgres_database, new_stack, shared_stack, stack
 
 __all__ = [
     "ask",
@@ -14,6 +14,7 @@ __all__ = [
     "new_postgres_database",
     "new_stack",
     "postgres_url",
+    "shared_stack",
     "small_model",
     "stack",
 ]

@@ -197,6 +197,13 @@ class Stack:
             what=f"{name} gone",
         )
 
+    def delete_everything(self) -> None:
+        names = [d["name"] for d in self.ok(self.http.get("/deployments"))["items"]]
+        for name in names:
+            self.http.delete(f"/deployments/{name}")
+        for name in names:
+            self.until_gone(name)
+
     def engine_pids(self) -> dict[int, str]:
         """Engine processes of this stack: pid → instance id."""
         found = {}

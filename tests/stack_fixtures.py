@@ -41,11 +41,18 @@ def new_stack(tmp_path_factory: pytest.TempPathFactory, engines_folder: Path) ->
 
 
 @pytest.fixture(scope="module")
-def stack(new_stack: Callable[..., Stack]) -> Stack:
-    """One with a host named ``a``, shared by the tests of a module."""
+def shared_stack(new_stack: Callable[..., Stack]) -> Stack:
+    """One with a host named ``a``, for all tests of a module."""
     made = new_stack()
     made.add_host("a")
     return made
+
+
+@pytest.fixture
+def stack(shared_stack: Stack) -> Iterator[Stack]:
+    """The module's stack; whatever a test deploys is deleted after it."""
+    yield shared_stack
+    shared_stack.delete_everything()
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ class EngineProbe:
         end = time.monotonic() + deadline_s
         pause = _FIRST_PAUSE_S
         stage = "it did not open its port"
-        while time.monotonic() < end:
-            stage = await self._stage(probe)
+        while (left := end - time.monotonic()) > 0:
+            stage = await self._stage(probe, left)
             if not stage:
                 return
             await asyncio.sleep(pause)
@@ -45,13 +45,13 @@ class EngineProbe:
             return None
         return self.adapter.busy(answer.text) if answer.status_code == 200 else None
 
-    async def _stage(self, probe: Probe) -> str:
+    async def _stage(self, probe: Probe, longest_s: float) -> str:
         """What is still missing; empty when it is ready."""
         try:
-            health = await self.http.get(self.base_url + self.adapter.health_path, timeout=2.0)
+            health = await self.http.get(self.base_url + self.adapter.health_path, timeout=min(2.0, longest_s))
             if health.status_code != 200:
                 return f"its health check says {health.status_code}: {health.text[:200]}"
-            first = await self.http.post(self.base_url + probe.path, json=probe.body, timeout=_ONE_TOKEN_S)
+            first = await self.http.post(self.base_url + probe.path, json=probe.body, timeout=min(_ONE_TOKEN_S, longest_s))
         except httpx.HTTPError as error:
             return f"it does not answer yet ({error!r})"
         return "" if first.status_code == 200 else f"its first request got {first.status_code}: {first.text[:200]}"

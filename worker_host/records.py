@@ -5,8 +5,6 @@ import logging
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from fleet.hosts import HostLease
 from fleet.instances import EngineExit, EngineLaunch
 from fleet.inventory import EngineRef
@@ -69,7 +67,7 @@ class Records:
         for path in sorted(self._engines.glob("*.json")):
             try:
                 found.append(EngineRecord.model_validate_json(path.read_text()))
-            except (OSError, ValidationError) as error:
+            except (OSError, ValueError) as error:
                 # Its engine, if there is one, is stopped as unknown; Temporal asks for it again.
                 log.error("cannot read %s: %s", path, error)
                 path.unlink(missing_ok=True)
@@ -84,7 +82,7 @@ class Records:
     def lease(self) -> LeaseRecord | None:
         try:
             return LeaseRecord.model_validate_json(self._lease.read_text())
-        except (OSError, ValidationError):
+        except (OSError, ValueError):
             return None
 
     def save_lease(self, record: LeaseRecord | None) -> None:

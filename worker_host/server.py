@@ -1,6 +1,8 @@
 """The host's own HTTP server: what only this host can see. Every call carries a ticket of the control plane."""
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,22 +92,23 @@ class HostServer:
 
 
 def file_facts(path: Path) -> FileFacts:
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # unlike ``resolve``, it has an answer for a link to itself
     try:
+        if not resolved.is_file():  # a pipe would keep us waiting
+            return FileFacts(path=str(resolved), exists=resolved.exists())
         with resolved.open("rb") as file:
             magic = file.read(len(_GGUF_MAGIC))
             size = file.seek(0, 2)
-    except (FileNotFoundError, NotADirectoryError):
-        return FileFacts(path=str(resolved), exists=False)
-    except OSError:
-        return FileFacts(path=str(resolved), exists=True)
+    except OSError as error:
+        return FileFacts(path=str(resolved), exists=error.errno != errno.ENAMETOOLONG)
     return FileFacts(path=str(resolved), exists=True, readable=True, size_bytes=size, is_gguf=magic == _GGUF_MAGIC)
 
 
 async def _read(path: Path, tail: int, *, follow: bool) -> AsyncIterator[str]:
     with path.open("rb") as file:
-        yield scrub(await asyncio.to_thread(_last_lines, path, tail))
-        file.seek(0, 2)
+        text, end = await asyncio.to_thread(_last_lines, path, tail)
+        yield scrub(text)
+        file.seek(end)
         rest = b""
         while follow:
             rest += await asyncio.to_thread(file.read, _CHUNK)
@@ -116,20 +119,18 @@ async def _read(path: Path, tail: int, *, follow: bool) -> AsyncIterator[str]:
                 await asyncio.sleep(_FOLLOW_S)
 
 
-def _last_lines(path: Path, count: int) -> str:
-    """The last ``count`` lines, reading no more of the file than needed."""
-    if count <= 0:
-        return ""
+def _last_lines(path: Path, count: int) -> tuple[str, int]:
+    """The last ``count`` lines and where they end, reading no more of the file than needed."""
     with path.open("rb") as file:
         end = position = file.seek(0, 2)
         data = b""
-        while position > 0 and data.count(b"\n") <= count:
+        while count > 0 and position > 0 and data.count(b"\n") <= count:
             step = min(_CHUNK, position)
             position -= step
             file.seek(position)
             data = file.read(step) + data
-        del end
-    return b"".join(data.splitlines(keepends=True)[-count:]).decode(errors="replace")
+    lines = data.splitlines(keepends=True)[-count:] if count > 0 else []
+    return b"".join(lines).decode(errors="replace"), end
 
 
 def _is_instance(instance: str) -> bool:

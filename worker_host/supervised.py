@@ -140,7 +140,7 @@ class SupervisedEngine:
             await self._confirmed.wait()  # it may not be wanted any more
         try:
             process = await self._process()
-        except (InstallFailed, OSError, CannotOpen) as error:
+        except (InstallFailed, OSError, ValueError, CannotOpen) as error:  # ValueError: no such argument can be passed
             return self._never_started(str(error))
         if process is None:
             return self._classified(None)
@@ -219,7 +219,7 @@ class SupervisedEngine:
     async def _drain(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             async with asyncio.timeout(self._drain_s):
-                while await self._probe().busy():
+                while self._drain_s and await self._probe().busy():
                     await asyncio.sleep(_BUSY_POLL_S)
 
     async def _stop_process(self, process: ProcessRef) -> None:
@@ -257,7 +257,10 @@ class SupervisedEngine:
 
     async def _tell(self, token: TaskToken, ended: EngineExit | None) -> Beat:
         if ended is None:
-            return await token.report_cancellation()
+            beat = await token.report_cancellation()
+            if beat is not Beat.UNASKED:
+                return beat
+            ended = self._stopped_unasked()
         log.warning("%s: %s", self._record.ref, ended.summary)
         return await token.fail(ApplicationError(ended.summary, ended, type="EngineExited", non_retryable=True))
 
@@ -322,6 +325,12 @@ class SupervisedEngine:
         tail = self._parts.logs.tail(self._record.launch.instance_id, self._record.attempt, self._env_values())
         hint = f"{timeout}. {known_classes()['slow'].hint}"
         return EngineExit(exit_code=None, failure_class="slow", hint=hint, log_tail=tail)
+
+    def _stopped_unasked(self) -> EngineExit:
+        hint = "its host stopped it: the control plane did not know it as placed there"
+        return EngineExit(
+            exit_code=None, failure_class="unwanted", hint=hint, served=self._record.ready_since is not None
+        )
 
     def _never_started(self, why: str) -> EngineExit:
         found = classify(None, why, served=False, extra=self._adapter.failure_patterns)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 from temporalio.exceptions import ApplicationError
 
@@ -46,7 +47,8 @@ class Supervisor:
                 known.stop(drain=False)
                 await known.gone()
             await self._stop_strays_of(launch)
-            record = EngineRecord(launch=launch, token=pack(token))
+            # A record of this engine may have been lost: whoever heard its reports must take ours for newer ones.
+            record = EngineRecord(launch=launch, token=pack(token), sequence=int(time.time()))
             self._parts.records.save(record)
             self._begin(record)
 
@@ -58,7 +60,8 @@ class Supervisor:
     def running(self) -> list[EngineRef]:
         """What this host answers for or finds running: its memory is in use."""
         strays = {ref for ref, _ in self._parts.runtime.all()}
-        return sorted({e.record.ref for e in self._engines.values()} | strays, key=lambda r: (r.instance_id, r.fence))
+        # A copy: this runs in a thread beside the loop that changes it.
+        return sorted({e.record.ref for e in list(self._engines.values())} | strays, key=lambda r: (r.instance_id, r.fence))
 
     async def keep_only(self, wanted: set[EngineRef], *, at_once: bool = False) -> None:
         """The janitor: stop what is not in ``wanted`` and has not been for a while (or ``at_once``)."""
@@ -97,10 +100,10 @@ class Supervisor:
         await self._stop_strays({ref})
 
     async def _stop_strays_of(self, launch: EngineLaunch) -> None:
-        """Processes of this instance under older fences that no record speaks of."""
+        """Processes of this instance that no record speaks of: their ports are forgotten, so they are of no use."""
         everything = await asyncio.to_thread(self._parts.runtime.all)
-        older = {r for r, _ in everything if r.instance_id == launch.instance_id and r.fence < launch.fence}
-        await self._stop_strays(older)
+        strays = {r for r, _ in everything if r.instance_id == launch.instance_id and r.fence <= launch.fence}
+        await self._stop_strays(strays)
 
     async def _stop_strays(self, refs: set[EngineRef]) -> None:
         for ref, process in await asyncio.to_thread(self._parts.runtime.all):

@@ -16,6 +16,8 @@ class Beat(StrEnum):
     """The workflow wants it gone: the only word that may stop an engine."""
     VOID = "void"
     """Temporal does not know the token (any more): the workflow ended, went on as new, or the heartbeat was late."""
+    UNASKED = "unasked"
+    """Temporal refuses a cancellation that nobody asked for: the activity is still open."""
     UNREACHABLE = "unreachable"
 
 
@@ -47,12 +49,13 @@ class TaskToken:
         try:
             await self._handle.report_cancellation()
         except RPCError as error:
-            return _beat_of(error)
+            return Beat.UNASKED if error.status is RPCStatusCode.INVALID_ARGUMENT else _beat_of(error)
         return Beat.ALIVE
 
 
 def _beat_of(error: RPCError) -> Beat:
-    if error.status is RPCStatusCode.NOT_FOUND:
+    # Invalid is what a token of another Temporal is.
+    if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
         return Beat.VOID
     log.warning("Temporal does not take our word: %s", error)
     return Beat.UNREACHABLE

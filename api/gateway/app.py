@@ -27,6 +27,8 @@ _INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddin
 _SCOPES = frozenset({"inference", "admin"})
 _LINGER = 2.0
 """Seconds for which a body that is too large is read and dropped, so that its sender gets to read why."""
+_MAY_BE_OUT_OF_DATE = (401, 404)
+"""Refusals that a key or a model made a moment ago would turn into an answer."""
 
 
 class Gateway:
@@ -119,10 +121,18 @@ class Gateway:
     async def _admit(self, path: str, scope: Scope, receive: Receive, started: float) -> Call:
         """Everything that can be wrong with a request before an engine is asked. Raises ``Refusal``."""
         head = read_head(scope["headers"])
-        self._authorise(head.authorization)
+        try:
+            self._authorise(head.authorization)
+        except Refusal:
+            await self._refresher.catch_up()
+            self._authorise(head.authorization)
         body = await read_body(receive, head.content_length, self._options.body_limit)
         model = model_of(body)
-        upstreams = self._route(model)
+        try:
+            upstreams = self._route(model)
+        except Refusal:
+            await self._refresher.catch_up()
+            upstreams = self._route(model)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 (an ASGI server calls from a task)
         return Call(model, path, body, head.forwarded, upstreams, started, task)
@@ -163,7 +173,13 @@ class Gateway:
     async def _answer_directly(self, path: str, scope: Scope, send: Send) -> int:
         """Returns the status."""
         try:
-            body = self._document(path, scope)
+            try:
+                body = self._document(path, scope)
+            except Refusal as refusal:
+                if refusal.status not in _MAY_BE_OUT_OF_DATE:
+                    raise
+                await self._refresher.catch_up()
+                body = self._document(path, scope)
         except Refusal as refusal:
             await _answer(send, refusal.status, refusal.body, refusal.headers)
             return refusal.status

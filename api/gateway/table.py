@@ -121,6 +121,10 @@ def _usable(url: str) -> bool:
     return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
+_CATCH_UP_EVERY_S = 0.02
+_CATCH_UP_AT_MOST_S = 0.5
+
+
 class Refresher:
     """Keeps handing on the newest table. While the database is down, the last one stays in force."""
 
@@ -142,6 +146,8 @@ class Refresher:
         self._down = False
         self.confirmed_at: float | None = None
         """When the table was last known to be current (monotonic); None: never."""
+        self._one_at_a_time = asyncio.Lock()
+        self._catching_up: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         while True:
@@ -150,6 +156,25 @@ class Refresher:
 
     async def refresh(self) -> None:
         """Look once, and load if there is something new. Does not raise when the database is down."""
+        async with self._one_at_a_time:  # an older table must not be handed on after a newer one
+            await self._refresh()
+
+    async def catch_up(self) -> None:
+        """Look before something is refused that may have come to be since the last poll.
+
+        All who ask meanwhile share one look, at most one every 20 ms, and none waits longer than half a second: a
+        flood of bad requests costs next to nothing, and a database that is down delays nobody for long.
+        """
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(self._look_soon())
+        await asyncio.wait({self._catching_up}, timeout=_CATCH_UP_AT_MOST_S)
+
+    async def _look_soon(self) -> None:
+        since = time.monotonic() - (self.confirmed_at or 0.0)
+        await asyncio.sleep(max(0.0, _CATCH_UP_EVERY_S - since))
+        await self.refresh()
+
+    async def _refresh(self) -> None:
         try:
             table = await self._database.aread(self._load_if_due)
         except (SQLAlchemyError, OSError) as error:

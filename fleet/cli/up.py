@@ -35,7 +35,7 @@ INTERRUPTED = 130
 
 
 def run_up(settings: "Settings", *, demo: bool, exit_after: bool) -> int:
-    """Until Ctrl-C or SIGTERM (then 0), or with ``exit_after`` until all is up and the demo has answered."""
+    """Until Ctrl-C or SIGTERM (then 0); with ``exit_after`` until all is up and the demo has answered or failed."""
     settings = settings.model_copy(update={"home": settings.home.expanduser().absolute()})
     home.prepare(settings.home)
     with home.only_one(settings.home):
@@ -86,7 +86,7 @@ class _AllInOne:
         try:
             code = await self._first(work)
             if code is None:
-                return INTERRUPTED
+                return INTERRUPTED if exit_after else 0
             if not exit_after:
                 if code:
                     say("That did not work, but Holdfast keeps running. Ctrl-C stops.")

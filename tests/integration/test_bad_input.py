@@ -21,7 +21,12 @@ BAD_SPECS: list[tuple[str, Any, int, str]] = [
     ("name with a slash", {"name": "a/b", "spec": {"model": {"path": MODEL}}}, 422, "name"),
     ("replicas -1", {"name": "x", "spec": {"model": {"path": MODEL}, "replicas": -1}}, 422, "spec.replicas"),
     ("replicas 1e9", {"name": "x", "spec": {"model": {"path": MODEL}, "replicas": 10**9}}, 422, "spec.replicas"),
-    ("replicas of no type", {"name": "x", "spec": {"model": {"path": MODEL}, "replicas": "many"}}, 422, "spec.replicas"),
+    (
+        "replicas of no type",
+        {"name": "x", "spec": {"model": {"path": MODEL}, "replicas": "many"}},
+        422,
+        "spec.replicas",
+    ),
     ("missing file", {"name": "x", "spec": {"model": {"path": "/no/such.gguf"}}}, 422, "spec.model.path"),
     ("a folder", {"name": "x", "spec": {"model": {"path": "/tmp"}}}, 422, "spec.model.path"),
     ("not a model", {"name": "x", "spec": {"model": {"path": "/etc/passwd"}}}, 422, "spec.model.path"),
@@ -69,8 +74,6 @@ def test_a_duplicate_name_is_refused_and_changes_nothing(stack: Stack, small_mod
     assert (again.status_code, again.json()["field"]) == (409, "name")
     assert stack.deployment("taken")["spec"]["replicas"] == 0
     assert stack.deployment("taken")["status"]["generation"] == 1
-    stack.ok(stack.http.delete("/deployments/taken"))
-    stack.until_gone("taken")
 
 
 @pytest.mark.parametrize(
@@ -90,8 +93,7 @@ def test_a_duplicate_name_is_refused_and_changes_nothing(stack: Stack, small_mod
 def test_a_bad_change_is_refused_and_changes_nothing(
     stack: Stack, small_model: Path, patch: dict[str, Any], field: str
 ) -> None:
-    if stack.http.get("/deployments/still").status_code == 404:
-        stack.deploy("still", str(small_model), replicas=0)
+    stack.deploy("still", str(small_model), replicas=0)
     before = stack.deployment("still")
     answer = stack.http.patch("/deployments/still", json=patch)
     assert answer.status_code == 422, answer.text
@@ -106,7 +108,7 @@ def test_a_bad_change_is_refused_and_changes_nothing(
         (b"", 422),
         (b"\xff\xfe", 400),
         (b"[" * 100_000, 400),
-        (b'{"name": ' + b"9" * 100_000 + b"}", 422),
+        (b'{"name": ' + b"9" * 100_000 + b"}", 400),
         (b'{"name": NaN}', 422),
         (b"x" * (50 << 20), 413),
     ],

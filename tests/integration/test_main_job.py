@@ -86,15 +86,29 @@ def test_the_same_name_can_be_used_again(stack: Stack, small_model: Path, ask: C
         stack.until_gone("again")
 
 
-def test_stop_start_and_restart(stack: Stack, small_model: Path, ask: Callable[[str], str]) -> None:
+def test_a_restart_replaces_one_replica_at_a_time(stack: Stack, small_model: Path, ask: Callable[[str], str]) -> None:
+    stack.deploy("again", str(small_model), replicas=2)
+    stack.until_ready("again", 2)
+    before = set(stack.engine_pids())
+    stack.ok(stack.http.post("/deployments/again/restart"))
+    least = 2
+
+    def replaced() -> bool:
+        nonlocal least
+        least = min(least, stack.deployment("again")["status"]["ready_replicas"])
+        return not before & set(stack.engine_pids())
+
+    eventually(replaced, within=30, what="both engines are replaced")
+    assert least >= 1
+    stack.until_ready("again", 2)
+    assert "Paris" in ask("again")
+
+
+def test_a_stopped_deployment_serves_again_after_start(
+    stack: Stack, small_model: Path, ask: Callable[[str], str]
+) -> None:
     stack.deploy("pause", str(small_model))
     stack.until_ready("pause")
-    before = stack.engine_pids()
-
-    stack.ok(stack.http.post("/deployments/pause/restart"))
-    eventually(lambda: not set(before) & set(stack.engine_pids()), within=30, what="the old engine is replaced")
-    stack.until_ready("pause")
-
     stack.ok(stack.http.post("/deployments/pause/stop"))
     eventually(lambda: stack.deployment("pause")["status"]["phase"] == "stopped", within=30)
     assert stack.engine_pids() == {}
@@ -109,8 +123,6 @@ def test_stop_start_and_restart(stack: Stack, small_model: Path, ask: Callable[[
     stack.ok(stack.http.post("/deployments/pause/start"))
     stack.until_ready("pause")
     assert "Paris" in ask("pause")
-    stack.ok(stack.http.delete("/deployments/pause"))
-    stack.until_gone("pause")
 
 
 def test_a_changed_spec_replaces_the_engine(stack: Stack, small_model: Path) -> None:
@@ -125,8 +137,6 @@ def test_a_changed_spec_replaces_the_engine(stack: Stack, small_model: Path) -> 
 
     eventually(replaced, within=30, what="one instance of revision 2")
     assert old["pid"] not in stack.engine_pids()
-    stack.ok(stack.http.delete("/deployments/revise"))
-    stack.until_gone("revise")
 
 
 def test_logs_are_read_and_followed_through_the_api(stack: Stack, small_model: Path) -> None:
@@ -144,8 +154,6 @@ def test_logs_are_read_and_followed_through_the_api(stack: Stack, small_model: P
             if seen.count("\n") > 3:
                 break
     assert stack.http.get(f"/instances/{instance}/logs", params={"attempt": 7}).status_code == 404
-    stack.ok(stack.http.delete("/deployments/talk"))
-    stack.until_gone("talk")
 
 
 def test_an_unplaceable_deployment_says_why_and_starts_when_there_is_room(stack: Stack, small_model: Path) -> None:
@@ -161,8 +169,7 @@ def test_an_unplaceable_deployment_says_why_and_starts_when_there_is_room(stack:
     eventually(explained, within=15, what="the reason in the status")
     stack.ok(stack.http.delete("/deployments/big"))
     stack.until_ready("waits", within=30)
-    stack.ok(stack.http.delete("/deployments/waits"))
-    stack.until_gone("waits")
+    stack.delete_everything()
     assert stack.host("a")["ram_used_bytes"] == 0
 
 
@@ -175,8 +182,6 @@ def test_an_engine_that_cannot_start_fails_with_class_and_hint(stack: Stack, sma
     assert failed["hint"]
     stack.ok(stack.http.patch("/deployments/wrong", json={"spec": {"engine_args": []}}))
     stack.until_ready("wrong")
-    stack.ok(stack.http.delete("/deployments/wrong"))
-    stack.until_gone("wrong")
 
 
 def test_embeddings_are_served(stack: Stack, small_model: Path) -> None:
@@ -186,8 +191,6 @@ def test_embeddings_are_served(stack: Stack, small_model: Path) -> None:
     answer = client.embeddings.create(model="embed", input=["a kitten", "a stock market"], encoding_format="float")
     assert len(answer.data) == 2
     assert len(answer.data[0].embedding) > 100
-    stack.ok(stack.http.delete("/deployments/embed"))
-    stack.until_gone("embed")
 
 
 def test_an_idempotency_key_makes_a_repeated_create_harmless(stack: Stack, small_model: Path) -> None:
@@ -197,8 +200,6 @@ def test_an_idempotency_key_makes_a_repeated_create_harmless(stack: Stack, small
     other = stack.http.post("/deployments", json=body, headers={"idempotency-key": "k2"})
     assert (first.status_code, again.status_code, other.status_code) == (201, 201, 409)
     assert again.json()["created_at"] == first.json()["created_at"]
-    stack.ok(stack.http.delete("/deployments/once"))
-    stack.until_gone("once")
 
 
 def test_a_change_of_what_somebody_else_changed_is_refused(stack: Stack, small_model: Path) -> None:
@@ -210,5 +211,3 @@ def test_a_change_of_what_somebody_else_changed_is_refused(stack: Stack, small_m
     )
     assert late.status_code == 412
     assert stack.deployment("etag")["labels"] == {"team": "x"}
-    stack.ok(stack.http.delete("/deployments/etag"))
-    stack.until_gone("etag")

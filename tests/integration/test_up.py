@@ -170,7 +170,7 @@ def _works(up: Installation) -> bool:
     )
 
 
-@pytest.mark.parametrize("victim", ["controller", "api", "host"])
+@pytest.mark.parametrize("victim", ["controller", "api", "host", "temporal"])
 def test_a_killed_process_comes_back_and_the_engine_never_noticed(up: Installation, victim: str) -> None:
     engine = up.engine()
     before = up.pid_of(victim)

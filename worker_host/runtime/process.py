@@ -32,7 +32,7 @@ class ProcessRuntime:
 
     def __init__(self, host_id: str) -> None:
         self._host_id = host_id
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._children: dict[ProcessRef, subprocess.Popen[bytes]] = {}
 
     def start(self, engine: EngineRef, argv: Sequence[str], env: Mapping[str, str], log: Path) -> ProcessRef:
         """Raises OSError. In a session of its own, so that no signal for us reaches it."""
@@ -48,31 +48,32 @@ class ProcessRuntime:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._children[child.pid] = child
-        return ProcessRef(pid=child.pid, began=_began(child.pid) or "")
+        ref = ProcessRef(pid=child.pid, began=_began(child.pid) or "")
+        self._children[ref] = child
+        return ref
 
     def find(self, engine: EngineRef) -> ProcessRef | None:
         """A process of this engine that we forgot, because we died between starting it and writing it down."""
         return next((ref for known, ref in self.all() if known == engine), None)
 
     def all(self) -> list[tuple[EngineRef, ProcessRef]]:
-        """Every engine process of this host, known or not."""
-        found: list[tuple[EngineRef, ProcessRef]] = []
+        """Every engine process of this host, known or not; without what an engine started itself."""
+        found: dict[int, tuple[int, EngineRef, ProcessRef]] = {}
         for process in psutil.process_iter():
             try:
                 env = process.environ()
                 if env.get(_HOST) != self._host_id or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                if process.ppid() in self._pids_of(found):
-                    continue  # an engine's own child carries the same labels
-                ref = EngineRef(instance_id=env[_INSTANCE], fence=int(env[_FENCE]))
+                engine = EngineRef(instance_id=env[_INSTANCE], fence=int(env[_FENCE]))
+                parent = process.ppid()
             except (psutil.Error, OSError, KeyError, ValueError):
                 continue
-            found.append((ref, ProcessRef(pid=process.pid, began=_began(process.pid) or "")))
-        return found
+            found[process.pid] = (parent, engine, ProcessRef(pid=process.pid, began=_began(process.pid) or ""))
+        # Labels are inherited. One whose parent has gone counts: it still holds memory.
+        return [(engine, ref) for parent, engine, ref in found.values() if parent not in found]
 
     def alive(self, ref: ProcessRef) -> bool:
-        child = self._children.get(ref.pid)
+        child = self._children.get(ref)
         if child is not None and child.poll() is not None:
             return False
         return _began(ref.pid) == ref.began and not _is_zombie(ref.pid)
@@ -80,7 +81,7 @@ class ProcessRuntime:
     async def wait(self, ref: ProcessRef) -> int | None:
         """Until it has ended. The exit code, negative for a signal; None when it was not our child."""
         await _until_ended(ref)
-        child = self._children.pop(ref.pid, None)
+        child = self._children.pop(ref, None)
         return await asyncio.to_thread(child.wait) if child is not None else None
 
     def terminate(self, ref: ProcessRef) -> None:
@@ -101,10 +102,6 @@ class ProcessRuntime:
             os.kill(ref.pid, number)
         except ProcessLookupError:
             return
-
-    @staticmethod
-    def _pids_of(found: list[tuple[EngineRef, ProcessRef]]) -> set[int]:
-        return {ref.pid for _, ref in found}
 
 
 async def _until_ended(ref: ProcessRef) -> None:

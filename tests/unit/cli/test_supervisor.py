@@ -156,7 +156,6 @@ async def test_ctrl_c_in_a_terminal_does_not_reach_children(watched: Watched) ->
     assert os.getpgid(await watched.up(spec("api", SLEEP))) != os.getpgid(0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     program = f"""
 import asyncio, os, sys

@@ -170,3 +170,34 @@ async def test_series_of_a_deleted_deployment_end(world: World, gateway: Gateway
 def _rename(database: Database, table: str, name: str) -> None:
     with database.engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
+
+
+async def test_what_came_to_be_a_moment_ago_is_not_refused(
+    start_gateway: Callable[[Options], Awaitable[Gateway]], world: World
+) -> None:
+    gateway = await start_gateway(Options(poll_interval=3600, reload_interval=3600))
+    async with raw_engine(echo) as engine:
+        assert (await Client(gateway, KEY).chat()).status == 404
+        world.serve("m", engine.url)
+        world.add_key("hf-key-fresh")
+        assert (await Client(gateway, "hf-key-fresh").chat()).status == 200
+
+
+async def test_a_flood_of_refusals_looks_at_the_database_seldom(
+    start_gateway: Callable[[Options], Awaitable[Gateway]], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start_gateway(Options(poll_interval=3600, reload_interval=3600))
+    looks = 0
+    aread = Database.aread
+
+    async def counted(self: Database, query: Callable[..., object]) -> object:
+        nonlocal looks
+        looks += 1
+        return await aread(self, query)
+
+    monkeypatch.setattr(Database, "aread", counted)
+    client = Client(gateway, "hf-key-wrong")
+    begin = time.monotonic()
+    answers = await asyncio.gather(*(client.chat() for _ in range(200)))
+    assert {a.status for a in answers} == {401}
+    assert looks <= 2 + (time.monotonic() - begin) / 0.02

@@ -1,0 +1,219 @@
+"""What the control plane's database does for workflows, in memory and strict."""
+
+import asyncio
+from dataclasses import dataclass
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.contracts import (
+    DeploymentName,
+    DeploymentRecord,
+    FleetContract,
+    HostId,
+    InstanceId,
+    InstanceIds,
+    PlacementContract,
+    ProjectionContract,
+    ReleaseRequest,
+)
+from fleet import ids
+from fleet.access.sealing import Sealer, host_sealer, master_sealer
+from fleet.deployments import Deployment, phase, ready_replicas
+from fleet.hosts import Host
+from fleet.instances import Instance
+from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Unplaceable
+from fleet.states import ClaimState, HostState, InstanceState
+
+
+@dataclass
+class Claim:
+    instance_id: str
+    fence: int
+    placement: Placement
+    state: ClaimState = ClaimState.BOUND
+
+
+class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
+    """Claims are counted per host; each replica takes one place of its ``room``.
+
+    ``broken`` collects what no workflow may ever do, so that every test checks it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.room: dict[str, int] = {}
+        self.claims: list[Claim] = []
+        self.placements: list[PlacementRequest] = []
+        self.released: list[ReleaseRequest] = []
+        self.announced = 0
+        self.cleaned_up: list[str] = []
+        self.deployments: dict[str, Deployment] = {}
+        self.instances: dict[str, Instance] = {}
+        self.hosts: dict[str, Host] = {}
+        self.timeline: dict[str, list[Instance]] = {}
+        """All that an instance ever recorded, kept when it is forgotten."""
+        self.fewest_ready: dict[str, int] = {}
+        """Per deployment, since a test last set it."""
+        self.answers = asyncio.Event()
+        """Cleared: claims are made, but the answers to ``place_instance`` are held back."""
+        self.answers.set()
+        self.tells_hosts = asyncio.Event()
+        """Cleared: the answers to ``instances_on_host`` are held back."""
+        self.tells_hosts.set()
+        self.master: Sealer = master_sealer("test")
+        self.broken: list[str] = []
+
+    # -- placement --------------------------------------------------------------------------------------------
+
+    @activity.defn(name="place_instance")
+    async def place_instance(self, request: PlacementRequest) -> PlaceResult:
+        self.placements.append(request)
+        answer = self._place(request)
+        await self.answers.wait()
+        return answer
+
+    def _place(self, request: PlacementRequest) -> PlaceResult:
+        mine = [c for c in self.claims if c.instance_id == request.instance_id]
+        newest = max((c.fence for c in mine), default=0)
+        if newest > request.fence:
+            return PlaceResult(newer_fence=newest)
+        for known in mine:
+            if known.fence == request.fence:
+                return PlaceResult(placement=known.placement)
+        free = {h: self._free(h) for h in self.room if self._takes_work(h) and self._free(h) > 0}
+        if not free:
+            return PlaceResult(unplaceable=Unplaceable(reasons=("no host has room",)))
+        host_id = max(sorted(free), key=lambda h: free[h])
+        placement = Placement(
+            host_id=host_id,
+            memory_bytes=1,
+            model_path=f"/models/{request.model_path}",
+            env_for_host={k: host_sealer(host_id).seal(self.master.open(v)) for k, v in request.env_sealed.items()},
+        )
+        self.claims.append(Claim(request.instance_id, request.fence, placement))
+        return PlaceResult(placement=placement)
+
+    def _free(self, host_id: str) -> int:
+        return self.room[host_id] - sum(c.placement.host_id == host_id for c in self.claims)
+
+    def _takes_work(self, host_id: str) -> bool:
+        known = self.hosts.get(host_id)
+        return known is None or known.state is HostState.READY
+
+    @activity.defn(name="release_claim")
+    async def release_claim(self, request: ReleaseRequest) -> None:
+        self.released.append(request)
+        mine = [c for c in self.claims if c.instance_id == request.instance_id and c.fence <= request.fence]
+        if request.engine_gone:
+            self.claims = [c for c in self.claims if c not in mine]
+        for claim in mine:
+            claim.state = ClaimState.RELEASING
+        await self.wake()
+
+    def confirm_gone(self, host_id: str, running: set[tuple[str, int]]) -> None:
+        """The janitor of a host: free what was given up and does not run there."""
+        self.claims = [
+            c
+            for c in self.claims
+            if c.placement.host_id != host_id
+            or c.state is not ClaimState.RELEASING
+            or (c.instance_id, c.fence) in running
+        ]
+
+    async def wake(self) -> None:
+        pending = [i for i in self.instances.values() if i.state is InstanceState.PENDING]
+        await asyncio.gather(*(self._wake(i.instance_id) for i in pending))
+
+    async def _wake(self, instance_id: str) -> None:
+        handle = self._client.get_workflow_handle(ids.instance_workflow(instance_id))
+        try:
+            await handle.signal(ids.CAPACITY_SIGNAL)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+
+    # -- projections ------------------------------------------------------------------------------------------
+
+    @activity.defn(name="record_deployment")
+    async def record_deployment(self, record: DeploymentRecord) -> None:
+        new = record.deployment
+        known = self.deployments.get(new.name)
+        if known is not None:
+            self._check_order(new.name, (known.projection, known), (new.projection, new))
+        self.deployments[new.name] = new
+        ready = ready_replicas(new)
+        self.fewest_ready[new.name] = min(ready, self.fewest_ready.get(new.name, ready))
+
+    @activity.defn(name="forget_deployment")
+    async def forget_deployment(self, name: DeploymentName) -> None:
+        self.deployments.pop(name.name, None)
+
+    @activity.defn(name="record_instance")
+    async def record_instance(self, instance: Instance) -> None:
+        known = self.instances.get(instance.instance_id)
+        if known is not None:
+            self._check_order(instance.instance_id, (known.projection, known), (instance.projection, instance))
+            if instance.fence < known.fence:
+                self.broken.append(f"{instance.instance_id}: fence went back from {known.fence} to {instance.fence}")
+        self.instances[instance.instance_id] = instance
+        self.timeline.setdefault(instance.instance_id, []).append(instance)
+
+    @activity.defn(name="forget_instance")
+    async def forget_instance(self, instance: InstanceId) -> None:
+        self.instances.pop(instance.instance_id, None)
+
+    @activity.defn(name="record_host")
+    async def record_host(self, host: Host) -> None:
+        known = self.hosts.get(host.host_id)
+        if known is not None:
+            self._check_order(host.host_id, (known.projection, known), (host.projection, host))
+        if host.state is HostState.FORGOTTEN:
+            self.hosts.pop(host.host_id, None)
+            self.room.pop(host.host_id, None)
+        else:
+            self.hosts[host.host_id] = host
+
+    def _check_order(self, name: str, known: tuple[int, object], new: tuple[int, object]) -> None:
+        # Local activities may run twice, but then they say the same.
+        if new[0] < known[0] or (new[0] == known[0] and new[1] != known[1]):
+            self.broken.append(f"{name}: projection {new[0]} written over {known[0]}")
+
+    # -- questions --------------------------------------------------------------------------------------------
+
+    @activity.defn(name="instances_on_host")
+    async def instances_on_host(self, host: HostId) -> InstanceIds:
+        await self.tells_hosts.wait()
+        held = (c for c in self.claims if c.placement.host_id == host.host_id and c.state is not ClaimState.RELEASING)
+        return InstanceIds(instance_ids=tuple(sorted({c.instance_id for c in held})))
+
+    @activity.defn(name="ended_instances")
+    async def ended_instances(self, candidates: InstanceIds) -> InstanceIds:
+        ended = [i for i in candidates.instance_ids if await self._has_ended(i)]
+        return InstanceIds(instance_ids=tuple(ended))
+
+    async def _has_ended(self, instance_id: str) -> bool:
+        found = await self._client.get_workflow_handle(ids.instance_workflow(instance_id)).describe()
+        return found.status not in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW)
+
+    @activity.defn(name="announce_capacity")
+    async def announce_capacity(self) -> None:
+        self.announced += 1
+        await self.wake()
+
+    @activity.defn(name="clean_up_instance")
+    async def clean_up_instance(self, instance: InstanceId) -> None:
+        self.cleaned_up.append(instance.instance_id)
+        for claim in self.claims:
+            if claim.instance_id == instance.instance_id:
+                claim.state = ClaimState.RELEASING
+        self.instances.pop(instance.instance_id, None)
+
+    def phase_of(self, name: str) -> str:
+        known = self.deployments.get(name)
+        return phase(known) if known else "gone"
+
+    def of(self, name: str) -> list[Instance]:
+        """Instances of a deployment by slot."""
+        return sorted((i for i in self.instances.values() if i.deployment == name), key=lambda i: i.slot)
