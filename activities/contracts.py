@@ -33,6 +33,11 @@ class DeploymentName(Record):
     run_id: str
 
 
+class Recorded(Record):
+    claim_lost: bool = False
+    """The claim had expired before it was bound: the room may be somebody else's by now."""
+
+
 class InstanceIds(Record):
     instance_ids: tuple[str, ...] = ()
 
@@ -72,7 +77,7 @@ class ProjectionContract(ABC):
 
     @activity.defn(name="record_instance")
     @abstractmethod
-    async def record_instance(self, instance: Instance) -> None:
+    async def record_instance(self, instance: Instance) -> Recorded:
         """Write the row, publish or withdraw its endpoint, and bind its claim."""
 
     @activity.defn(name="forget_instance")

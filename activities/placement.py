@@ -10,7 +10,7 @@ from activities.contracts import PlacementContract, ReleaseRequest
 from activities.waiting import WaitingInstances
 from fleet.access.sealing import Sealer, host_sealer
 from fleet.db import claims
-from fleet.db.hosts import ReadyHost, ready_hosts
+from fleet.db.hosts import ReadyHost, ready_hosts, replicas_by_host
 from fleet.db.session import Database
 from fleet.db.tables import HostRow
 from fleet.host_client import FileFacts
@@ -76,8 +76,11 @@ class PlacementActivities(PlacementContract):
         before = claims.existing(session, request.instance_id, request.fence)
         if before is not None:
             return before
+        host_id = choice.placement.host_id
+        if replicas_by_host(session, request.deployment).get(host_id, 0) > choice.replicas_there:
+            raise claims.ClaimLost(f"another replica was placed on {host_id} meanwhile")  # they should spread
         placement = choice.placement.model_copy(
-            update={"env_for_host": self._seal_for(session, choice.placement.host_id, request.env_sealed)}
+            update={"env_for_host": self._seal_for(session, host_id, request.env_sealed)}
         )
         claims.claim(session, request.instance_id, request.fence, placement, choice.generation)
         return placement

@@ -3,7 +3,7 @@
 from sqlmodel import Session
 from temporalio import activity
 
-from activities.contracts import DeploymentName, DeploymentRecord, InstanceId, ProjectionContract
+from activities.contracts import DeploymentName, DeploymentRecord, InstanceId, ProjectionContract, Recorded
 from fleet.db import claims, hosts, projections
 from fleet.db.session import Database
 from fleet.db.tables import DeploymentRow, InstanceRow
@@ -26,15 +26,16 @@ class ProjectionActivities(ProjectionContract):
         await self._database.awrite(lambda s: projections.forget_deployment(s, name.name, name.run_id))
 
     @activity.defn(name="record_instance")
-    async def record_instance(self, instance: Instance) -> None:
+    async def record_instance(self, instance: Instance) -> Recorded:
         capacity = instance.spec.concurrency or resolve(instance.spec.engine).default_concurrency
 
-        def write(session: Session) -> None:
+        def write(session: Session) -> Recorded:
             projections.record_instance(session, _instance_row(instance), capacity)
-            if instance.placement is not None:
-                claims.bind(session, instance.instance_id, instance.fence)
+            if instance.placement is None:
+                return Recorded()
+            return Recorded(claim_lost=not claims.bind(session, instance.instance_id, instance.fence))
 
-        await self._database.awrite(write)
+        return await self._database.awrite(write)
 
     @activity.defn(name="forget_instance")
     async def forget_instance(self, instance: InstanceId) -> None:

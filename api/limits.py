@@ -28,12 +28,12 @@ class BodyLimit:
         await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, receive: Any) -> bytes | None:
-        """The whole body; None when it is too large or the client left."""
+        """The whole body; None when it is too large or the client left (half a body must not be acted upon)."""
         parts, size, more = [], 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                return b""
+                return None
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._limit:

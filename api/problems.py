@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem documents that say what to do."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,18 @@ from starlette.exceptions import HTTPException
 
 from fleet.errors import HoldfastError, Unavailable
 
-_MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_S = "5"
+_LONGEST = 1000
+_LONGEST_NAME = 100
+"""Characters. A message may quote what was sent, and that may be anything."""
+
+
+class _Problem(JSONResponse):
+    media_type = "application/problem+json"
+
+    def render(self, content: Any) -> bytes:
+        # What was sent and is quoted may hold half a surrogate pair, which UTF-8 does not know.
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def install(app: FastAPI) -> None:
@@ -23,7 +34,7 @@ def install(app: FastAPI) -> None:
 def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     body |= {key: value for key, value in more.items() if value not in ("", None, [])}
-    return JSONResponse(body, status, media_type=_MEDIA_TYPE)
+    return _Problem({key: v[:_LONGEST] if isinstance(v, str) else v for key, v in body.items()}, status)
 
 
 async def _ours(_request: Request, error: HoldfastError) -> JSONResponse:
@@ -60,7 +71,7 @@ async def _http(_request: Request, error: HTTPException) -> JSONResponse:
 
 
 def _field(prefix: tuple[str, ...], loc: Sequence[Any]) -> str:
-    parts = [str(p) for p in loc]
+    parts = [str(p)[:_LONGEST_NAME] for p in loc]
     if parts and parts[0] in ("body", "query", "path", "header"):
         parts = parts[1:]
     return ".".join([*prefix, *parts]) or "body"
@@ -69,4 +80,4 @@ def _field(prefix: tuple[str, ...], loc: Sequence[Any]) -> str:
 def _message(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "unknown field; remove it or correct its name"
-    return str(error["msg"])
+    return str(error["msg"])[:_LONGEST]

@@ -1,6 +1,7 @@
 """The one module through which the API speaks to workflows."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from fleet.deployments import Accepted, Deployment, DeploymentChange
 from fleet.errors import Conflict, HoldfastError, NotFound, PreconditionFailed, Unavailable
 from fleet.hosts import Host, HostRegistered
 from fleet.instances import EngineReport
+from fleet.inventory import EngineRef
 
 T = TypeVar("T")
 
@@ -41,6 +43,7 @@ class WorkflowClient:
             deployment,
             id=ids.deployment_workflow(deployment.name),
             task_queue=ids.CONTROL_QUEUE,
+            task_timeout=ids.WORKFLOW_TASK_TIMEOUT,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             static_summary=f"{deployment.name}: {deployment.spec.model.path.rsplit('/', 1)[-1]}",
@@ -67,6 +70,13 @@ class WorkflowClient:
         signal = handle.signal(ids.ENGINE_REPORTED_SIGNAL, report, rpc_timeout=_RPC)
         await _patiently(signal, what=f"instance {report.instance_id!r}")
 
+    async def engine_unknown(self, engine: EngineRef) -> None:
+        """Its host knows nothing of it. Nothing happens when the instance has ended."""
+        handle = self._client.get_workflow_handle(ids.instance_workflow(engine.instance_id))
+        signal = handle.signal(ids.ENGINE_UNKNOWN_SIGNAL, engine, rpc_timeout=_RPC)
+        with contextlib.suppress(NotFound):
+            await _patiently(signal, what=f"instance {engine.instance_id!r}")
+
     async def register_host(self, registered: HostRegistered) -> None:
         """Start the host's workflow if there is none, and tell it that the host is here."""
         host = Host(host_id=registered.host_id, name=registered.name)
@@ -75,6 +85,7 @@ class WorkflowClient:
             host,
             id=ids.host_workflow(registered.host_id),
             task_queue=ids.CONTROL_QUEUE,
+            task_timeout=ids.WORKFLOW_TASK_TIMEOUT,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             static_summary=f"host {registered.name}",
             rpc_timeout=_RPC,

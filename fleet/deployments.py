@@ -121,7 +121,7 @@ def change(deployment: Deployment, wanted: DeploymentChange) -> Deployment:
 
 
 def hear(deployment: Deployment, news: InstanceNews) -> Deployment:
-    """Take in what an instance said. An instance that is gone is forgotten."""
+    """Take in what an instance said; the same object when it is no news. An instance that is gone is forgotten."""
     known = deployment.instances.get(news.instance_id)
     if known is None:
         return deployment
@@ -129,7 +129,10 @@ def hear(deployment: Deployment, news: InstanceNews) -> Deployment:
     if news.gone:
         return deployment.with_(instances=rest)
     update = {"state": news.state, "message": news.message, "hint": news.hint}
-    return deployment.with_(instances={**deployment.instances, news.instance_id: known.model_copy(update=update)})
+    told = known.model_copy(update=update)
+    return (
+        deployment if told == known else deployment.with_(instances={**deployment.instances, known.instance_id: told})
+    )
 
 
 def decide(deployment: Deployment) -> Plan:
@@ -165,7 +168,7 @@ def _most_expendable_first(i: InstanceView) -> tuple[bool, int]:
 def _replaceable(
     deployment: Deployment, current: list[InstanceView], outdated: list[InstanceView]
 ) -> list[InstanceView]:
-    idle = [i for i in outdated if i.state is not InstanceState.READY]
+    idle = [i for i in outdated if i.state not in _SERVING]
     if idle or not outdated:
         return idle
     settled = all(i.state is InstanceState.READY for i in current)
@@ -202,6 +205,7 @@ def phase(deployment: Deployment) -> DeploymentPhase:
     return DeploymentPhase.DEPLOYING
 
 
+_SERVING = {InstanceState.READY, InstanceState.SUSPECT}
 _TROUBLED = {InstanceState.RECOVERING, InstanceState.SUSPECT, InstanceState.FAILED}
 _WAITING = {InstanceState.PENDING, InstanceState.PLACING}
 

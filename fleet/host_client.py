@@ -50,7 +50,7 @@ class HostClient:
             answer = await self._http.get(f"{host.base_url}/files", params={"path": path}, headers=_ticket(host))
             answer.raise_for_status()
             return FileFacts.model_validate_json(answer.content)
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise HostUnreachable(f"{host.host_id} at {host.base_url}: {error!r}") from error
 
     @asynccontextmanager
@@ -64,7 +64,7 @@ class HostClient:
         try:
             async with self._http.stream("GET", url, params=params, headers=_ticket(host), timeout=timeout) as answer:
                 yield answer
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise HostUnreachable(f"{host.host_id} at {host.base_url}: {error!r}") from error
 
     async def aclose(self) -> None:

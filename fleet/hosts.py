@@ -15,6 +15,8 @@ class Host(Record):
     message: str = ""
     registrations: int = 0
     """Grows each time the host's process registers; a new one means a new lease."""
+    registrations_when_lost: int = 0
+    """A lost host is back once there are more."""
     forgotten: bool = False
     projection: int = 0
     timings: Timings = Timings()

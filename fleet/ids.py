@@ -1,5 +1,7 @@
 """Names by which entities are found in Temporal."""
 
+from datetime import timedelta
+
 CONTROL_QUEUE = "holdfast-control"
 
 
@@ -20,6 +22,9 @@ def host_queue(host_id: str) -> str:
     return f"host-{host_id}"
 
 
+WORKFLOW_TASK_TIMEOUT = timedelta(seconds=5)
+"""A task that a controller was working on when it was killed waits so long for another one to take it up."""
+
 # Types, updates and signals by name: the API and the hosts speak to workflows without importing them.
 DEPLOYMENT_WORKFLOW = "DeploymentWorkflow"
 INSTANCE_WORKFLOW = "InstanceWorkflow"
@@ -33,5 +38,6 @@ FORGET_UPDATE = "forget"
 ENGINE_REPORTED_SIGNAL = "engine_reported"
 CAPACITY_SIGNAL = "capacity_changed"
 HOST_LOST_SIGNAL = "host_lost"
+ENGINE_UNKNOWN_SIGNAL = "engine_unknown"
 STOP_SIGNAL = "stop"
 INSTANCE_NEWS_SIGNAL = "instance_news"

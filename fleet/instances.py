@@ -3,8 +3,10 @@
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from pydantic import Field
+
 from fleet.engines.spec import EngineSpec
-from fleet.model import Record
+from fleet.model import Count, Record, Text
 from fleet.placement.request import Placement
 from fleet.states import InstanceState
 from fleet.timings import Timings
@@ -56,15 +58,15 @@ class EnginePhase(StrEnum):
 class EngineReport(Record):
     """What a host says about an engine; a level, so saying it twice changes nothing."""
 
-    instance_id: str
-    fence: int
-    sequence: int
+    instance_id: Text
+    fence: Count
+    sequence: Count
     """Grows with each report about one (instance, fence)."""
     phase: EnginePhase
-    url: str | None = None
-    pid: int | None = None
-    progress: float | None = None
-    message: str = ""
+    url: Text | None = None
+    pid: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    progress: float | None = Field(default=None, ge=0, le=1)
+    message: Text = ""
     ready_since: datetime | None = None
 
 
@@ -83,7 +85,7 @@ class EngineExit(Record):
     """How an engine ended, classified on the host where its log is."""
 
     exit_code: int | None
-    """None when it never started; negative for a signal."""
+    """None when it never started, or ended while nobody watched; negative for a signal."""
     failure_class: str = "unknown"
     hint: str = ""
     retry: bool = True
@@ -94,7 +96,9 @@ class EngineExit(Record):
 
     @property
     def summary(self) -> str:
-        how = "did not start" if self.exit_code is None else f"exited with {self.exit_code}"
+        how = "did not start" if not self.served else "ended"  # of one that was adopted, nobody knows the code
+        if self.exit_code is not None:
+            how = f"exited with {self.exit_code}"
         cause = "" if self.failure_class == "unknown" else f" ({self.failure_class})"
         return f"engine {how}{cause}"
 

@@ -2,7 +2,9 @@
 
 from enum import StrEnum
 
-from fleet.model import Record
+from pydantic import Field
+
+from fleet.model import Count, Record, Text
 
 
 class AcceleratorKind(StrEnum):
@@ -11,13 +13,13 @@ class AcceleratorKind(StrEnum):
 
 
 class Gpu(Record):
-    uuid: str
+    uuid: Text
     kind: AcceleratorKind
-    name: str
-    memory_bytes: int
-    index: int
+    name: Text
+    memory_bytes: Count
+    index: int = Field(ge=0, le=10_000)
     healthy: bool = True
-    reason: str = ""
+    reason: Text = ""
     """Why it is not healthy."""
     compute_capability: str = ""
     driver_version: str = ""
@@ -34,16 +36,16 @@ class EngineBuild(Record):
 
 
 class Inventory(Record):
-    hostname: str
-    machine_id: str
-    boot_id: str
+    hostname: Text
+    machine_id: Text
+    boot_id: Text
     os: str
     arch: str
     cpu_count: int
-    ram_bytes: int
-    ram_allocatable_bytes: int
-    disk_bytes: int
-    disk_free_bytes: int
+    ram_bytes: Count
+    ram_allocatable_bytes: Count
+    disk_bytes: Count
+    disk_free_bytes: Count
     gpus: tuple[Gpu, ...] = ()
     engines: tuple[EngineBuild, ...] = ()
     labels: dict[str, str] = {}
@@ -59,17 +61,19 @@ class Inventory(Record):
 class EngineRef(Record):
     """An engine on a host: at most one per instance is legitimate, the one with the current fence."""
 
-    instance_id: str
-    fence: int
+    instance_id: Text
+    fence: Count
 
 
 class Registration(Record):
     """What a host says each time it starts, or after it lost its lease."""
 
     inventory: Inventory
-    address: str
+    address: Text
     """Where gateways and the API reach this host."""
-    http_port: int
-    version: str
+    http_port: int = Field(ge=0, le=65535)
+    version: Text
     engines: tuple[EngineRef, ...] = ()
-    """What is running on it right now."""
+    """What it answers for or finds running right now."""
+    fresh: bool = False
+    """Its process has just started and takes no work yet: what is not among ``engines`` never reached it."""

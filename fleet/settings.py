@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     Order: environment, then ``holdfast.toml`` in the working directory, then the one in ``HOLDFAST_HOME``.
     """
 
-    model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore", env_ignore_empty=True)
 
     home: Path = Field(default_factory=default_home)
     """Where state lives: keys, databases, logs, models, engines."""

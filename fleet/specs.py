@@ -9,16 +9,18 @@ from fleet.model import Wire
 MAX_REPLICAS = 1000
 """Half of what one Temporal workflow can keep in flight to its children."""
 
+_NO_NUL = r"^[^\x00]*$"
+"""No process can be given one."""
 Name = Annotated[
     str,
     StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"),
     Field(description="lower-case letters, digits, '-' and '.', at most 63 characters; also the model's public name"),
 ]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-Labels = Annotated[dict[Label, Annotated[str, StringConstraints(max_length=63)]], Field(max_length=32)]
-Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Labels = Annotated[dict[Label, Annotated[str, StringConstraints(max_length=63, pattern=_NO_NUL)]], Field(max_length=32)]
+Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=_NO_NUL)]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
-EnvValue = Annotated[str, StringConstraints(max_length=8192)]
+EnvValue = Annotated[str, StringConstraints(max_length=8192, pattern=_NO_NUL)]
 
 
 class ModelSource(Wire):

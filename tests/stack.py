@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+from openai import OpenAIError
 
 from fleet.access.keys import admin_key
 from fleet.settings import Settings
@@ -43,7 +44,7 @@ def eventually(check: Callable[[], T], *, within: float = 60.0, what: str = "", 
             if answer := check():
                 return answer
             last = answer
-        except (httpx.HTTPError, AssertionError, KeyError, OSError) as error:
+        except (httpx.HTTPError, OpenAIError, AssertionError, KeyError, OSError) as error:
             last = error
         time.sleep(every)
     raise AssertionError(f"{what or check} not within {within} s; last: {last!r}")
@@ -76,6 +77,10 @@ class Process:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def ensure(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self.start()
 
     def stop(self, within: float = 20.0) -> int:
         if self._process is None:
@@ -140,6 +145,12 @@ class Stack:
 
     def _ready(self) -> bool:
         return httpx.get(f"{self.url}/readyz", trust_env=False).json()["status"] == "ok"
+
+    def revive(self) -> None:
+        """Start what does not run."""
+        for process in self._processes():
+            process.ensure()
+        eventually(self._ready, within=60, what="API and Temporal ready")
 
     def add_host(self, name: str, **env: str) -> Process:
         """Join and start a host; returns when it is ready."""

@@ -44,8 +44,9 @@ async def join(server: str, request: JoinRequest) -> JoinAnswer:
 class ControlPlane:
     """Calls that are tried until they succeed; the API may be down for as long as it likes."""
 
-    def __init__(self, identity: Identity) -> None:
-        self._base = f"{identity.server}/api/v1/hosts/{identity.host_id}"
+    def __init__(self, identity: Identity, server: str = "") -> None:
+        """``server``: where the API is now, if it is not where it was when this host joined."""
+        self._base = f"{server or identity.server}/api/v1/hosts/{identity.host_id}"
         headers = {"authorization": f"Bearer {identity.credential}"}
         self._http = httpx.AsyncClient(timeout=10, headers=headers, trust_env=False)
 

@@ -37,9 +37,7 @@ async def identify(settings: Settings) -> Identity:
     folder = host_folder(settings)
     path = folder / "identity.json"
     if path.exists():
-        identity = Identity.model_validate_json(path.read_text())
-        # The API may have moved since.
-        return identity.model_copy(update={"server": settings.server_url}) if settings.server else identity
+        return Identity.model_validate_json(path.read_text())
     if settings.host_token is None:
         raise CannotJoin(
             f"host {host_name(settings)!r} has not joined yet. Make a token with `holdfast join-token create` "

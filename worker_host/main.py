@@ -51,7 +51,7 @@ class HostProcess:
         self._client = client
         self._records = Records(folder)
         self._logs = EngineLogs(settings.home / "logs" / "engines")
-        self._control_plane = ControlPlane(identity)
+        self._control_plane = ControlPlane(identity, settings.server)
         self._http = httpx.AsyncClient(trust_env=False)
         self._lease = LeaseKeeper(client, self._records)
         self._supervisor = Supervisor(self._parts())
@@ -78,7 +78,7 @@ class HostProcess:
     async def _serve(self, stop: asyncio.Event, background: list[asyncio.Task[None]]) -> None:
         stopping = asyncio.create_task(stop.wait())
         # What does not belong here any more is stopped before new work is taken.
-        first = asyncio.create_task(self._register(at_once=True))
+        first = asyncio.create_task(self._register(fresh=True))
         done, _ = await asyncio.wait({stopping, first, *background}, return_when=asyncio.FIRST_COMPLETED)
         if first in done:
             first.result()
@@ -106,7 +106,7 @@ class HostProcess:
             graceful_shutdown_timeout=timedelta(seconds=5),
         )
 
-    async def _register(self, *, at_once: bool = False) -> None:
+    async def _register(self, *, fresh: bool = False) -> None:
         running = await asyncio.to_thread(self._supervisor.running)
         registration = Registration(
             inventory=self._inventory,
@@ -114,9 +114,12 @@ class HostProcess:
             http_port=self._http_port,
             version=version("holdfast"),
             engines=tuple(running),
+            fresh=fresh,
         )
         wanted = await self._control_plane.register(registration)
-        await self._supervisor.keep_only(wanted, at_once=at_once)
+        await self._supervisor.keep_only(wanted, at_once=True)
+        if set(running) - wanted:  # the memory of what was stopped is free now
+            await self._control_plane.confirm(await asyncio.to_thread(self._supervisor.running))
 
     async def _stay_registered(self) -> None:
         """Whenever the lease is missing: say that we are here, until somebody gives us one."""
@@ -124,7 +127,7 @@ class HostProcess:
             await self._lease.missing.wait()
             await asyncio.sleep(_REGISTER_AGAIN_S)
             if self._lease.missing.is_set():
-                await self._register(at_once=True)
+                await self._register()
 
     async def _clean(self) -> None:
         while True:

@@ -51,7 +51,9 @@ class EngineProbe:
             health = await self.http.get(self.base_url + self.adapter.health_path, timeout=min(2.0, longest_s))
             if health.status_code != 200:
                 return f"its health check says {health.status_code}: {health.text[:200]}"
-            first = await self.http.post(self.base_url + probe.path, json=probe.body, timeout=min(_ONE_TOKEN_S, longest_s))
+            first = await self.http.post(
+                self.base_url + probe.path, json=probe.body, timeout=min(_ONE_TOKEN_S, longest_s)
+            )
         except httpx.HTTPError as error:
             return f"it does not answer yet ({error!r})"
         return "" if first.status_code == 200 else f"its first request got {first.status_code}: {first.text[:200]}"

@@ -130,6 +130,8 @@ class SupervisedEngine:
         finally:
             stopping.cancel()
             running.cancel()
+        for other in self._tasks[1:]:
+            other.cancel()  # they would write the record again
         self._parts.records.forget(self._record.launch.instance_id)
 
     async def _run(self) -> EngineExit:
@@ -269,8 +271,10 @@ class SupervisedEngine:
             self._look.clear()
             if self._record.token is not None:
                 await self._beat(self._record.token)
+            # Not ``wait_for``, which forgets a cancellation that comes together with the event (Python 3.11).
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._look.wait(), BEAT_S)
+                async with asyncio.timeout(BEAT_S):
+                    await self._look.wait()
 
     async def _beat(self, token: str) -> None:
         process = self._record.process

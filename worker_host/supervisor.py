@@ -48,7 +48,7 @@ class Supervisor:
                 await known.gone()
             await self._stop_strays_of(launch)
             # A record of this engine may have been lost: whoever heard its reports must take ours for newer ones.
-            record = EngineRecord(launch=launch, token=pack(token), sequence=int(time.time()))
+            record = EngineRecord(launch=launch, token=pack(token), sequence=int(time.time() * 1000))
             self._parts.records.save(record)
             self._begin(record)
 
@@ -61,7 +61,9 @@ class Supervisor:
         """What this host answers for or finds running: its memory is in use."""
         strays = {ref for ref, _ in self._parts.runtime.all()}
         # A copy: this runs in a thread beside the loop that changes it.
-        return sorted({e.record.ref for e in list(self._engines.values())} | strays, key=lambda r: (r.instance_id, r.fence))
+        return sorted(
+            {e.record.ref for e in list(self._engines.values())} | strays, key=lambda r: (r.instance_id, r.fence)
+        )
 
     async def keep_only(self, wanted: set[EngineRef], *, at_once: bool = False) -> None:
         """The janitor: stop what is not in ``wanted`` and has not been for a while (or ``at_once``)."""

@@ -55,6 +55,8 @@ def build_worker(client: Client, database: Database, settings: Settings, hosts: 
         ],
         workflow_runner=workflow_runner(),
         max_cached_workflows=5000,
+        # After a kill, the tasks of every workflow that this process had cached wait so long for it to come back.
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
         graceful_shutdown_timeout=timedelta(seconds=5),
     )
 

@@ -5,7 +5,13 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
@@ -33,6 +39,7 @@ with workflow.unsafe.imports_passed_through():
     from fleet.engines.spec import EngineSpec
     from fleet.instances import Instance, InstanceNews, StopRequest
     from fleet.temporal import DEPLOYMENT, KIND, MODEL, REVISION, STATE
+    from workflows.handles import let_go
     from workflows.instance import InstanceWorkflow
 
 _RECORD = workflow.LocalActivityConfig(
@@ -54,11 +61,17 @@ class DeploymentWorkflow:
     @workflow.run
     async def run(self, deployment: Deployment) -> None:
         while not (plan := decide(self._deployment)).done:
-            await self._carry_out(plan)
-            await self._record()
-            if self._deployment is self._recorded:
-                self._continue_as_new_if_due()
-                await self._sleep_until_changed()
+            try:
+                await self._carry_out(plan)
+                await self._record()
+                if self._deployment is self._recorded:
+                    self._continue_as_new_if_due()
+                    await self._sleep_until_changed()
+            except (asyncio.CancelledError, ActivityError, ChildWorkflowError) as error:
+                if not is_cancelled_exception(error):
+                    raise
+                # Of no use in Temporal's UI: what it stands for would run on with nobody to look after it.
+                workflow.logger.warning("cancellation ignored: use `holdfast delete %s`", self._deployment.name)
         await self._forget()
 
     @workflow.update(name=ids.CHANGE_UPDATE, description="Change what is wanted of this deployment")
@@ -121,15 +134,18 @@ class DeploymentWorkflow:
 
     async def _start_instance(self, instance: Instance) -> None:
         try:
-            await workflow.start_child_workflow(
+            child = await workflow.start_child_workflow(
                 InstanceWorkflow.run,
                 instance,
                 id=ids.instance_workflow(instance.instance_id),
+                task_timeout=ids.WORKFLOW_TASK_TIMEOUT,
                 parent_close_policy=ParentClosePolicy.ABANDON,
                 static_summary=f"replica {instance.slot} of {instance.deployment}, revision {instance.revision}",
             )
         except WorkflowAlreadyStartedError:
             workflow.logger.info("instance %s was started before", instance.instance_id)
+        else:
+            let_go(child)  # it tells us itself how it is
 
     async def _stop_instance(self, instance_id: str) -> None:
         handle = workflow.get_external_workflow_handle(ids.instance_workflow(instance_id))

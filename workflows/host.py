@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
@@ -15,6 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from fleet.hosts import Host, HostLease, HostRegistered, describe
     from fleet.states import HostState
     from fleet.temporal import HOST, KIND, STATE
+    from workflows.handles import let_go
 
 FOREVER = timedelta(days=3650)
 _ONCE = RetryPolicy(maximum_attempts=1)
@@ -32,20 +33,28 @@ class HostWorkflow:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._recorded: Host | None = None
-        self._registrations_when_lost = host.registrations
 
     @workflow.run
     async def run(self, host: Host) -> None:
         while not self._host.forgotten:
             self._continue_as_new_if_due()
-            match self._host.state:
-                case HostState.SUSPECT:
-                    await self._call_roll()
-                case HostState.LOST:
-                    await self._wait_for_registration()
-                case _:
-                    await self._hold_lease()
+            try:
+                await self._live()
+            except (asyncio.CancelledError, ActivityError) as error:
+                if not is_cancelled_exception(error):
+                    raise
+                # Of no use in Temporal's UI: nobody would watch over the host any more.
+                workflow.logger.warning("cancellation ignored: stop the host, then `holdfast hosts ID --forget`")
         await self._end()
+
+    async def _live(self) -> None:
+        match self._host.state:
+            case HostState.SUSPECT:
+                await self._call_roll()
+            case HostState.LOST:
+                await self._wait_for_registration()
+            case _:
+                await self._hold_lease()
 
     @workflow.update(name=ids.REGISTER_UPDATE, description="The host's process has started, or lost its lease")
     def register(self, registered: HostRegistered) -> Accepted:
@@ -75,11 +84,23 @@ class HostWorkflow:
             cancellation_type=ActivityCancellationType.TRY_CANCEL,
             summary=f"lease of {self._host.name}",
         )
+        self._announce_capacity()
         await workflow.wait_condition(lambda: lease.done() or self._host.forgotten)
         if not lease.done():
             lease.cancel()
+            let_go(lease)
             return
         self._host = self._host.with_(state=HostState.SUSPECT, message=await _why_it_ended(lease))
+
+    def _announce_capacity(self) -> None:
+        """Room comes with a lease: a new one, or one that is held again. A hint, so nobody waits for it."""
+        announcement = workflow.start_activity_method(
+            FleetContract.announce_capacity,
+            start_to_close_timeout=timedelta(seconds=30),
+            retry_policy=_ONCE,
+            summary="there may be room now",
+        )
+        let_go(announcement)
 
     async def _call_roll(self) -> None:
         await self._record()
@@ -91,15 +112,20 @@ class HostWorkflow:
                 retry_policy=_ONCE,
                 summary=f"is {self._host.name} still there?",
             )
-        except ActivityError:
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
             await self._declare_lost()
         else:
             self._host = self._host.with_(state=HostState.READY, message="")
 
     async def _declare_lost(self) -> None:
         # First no new claim can be made on it, then those that exist are told: none slips through between.
-        self._registrations_when_lost = self._host.registrations
-        self._host = self._host.with_(state=HostState.LOST, message=f"no sign of life; {self._host.message}")
+        self._host = self._host.with_(
+            state=HostState.LOST,
+            message=f"no sign of life; {self._host.message}",
+            registrations_when_lost=self._host.registrations,
+        )
         await self._record()
         placed = await workflow.execute_activity_method(
             FleetContract.instances_on_host,
@@ -119,17 +145,10 @@ class HostWorkflow:
     async def _wait_for_registration(self) -> None:
         await self._record()
         await workflow.wait_condition(
-            lambda: self._host.registrations > self._registrations_when_lost or self._host.forgotten
+            lambda: self._host.registrations > self._host.registrations_when_lost or self._host.forgotten
         )
-        if self._host.forgotten:
-            return
-        self._host = self._host.with_(state=HostState.READY, message="")
-        await self._record()
-        await workflow.execute_activity_method(
-            FleetContract.announce_capacity,
-            start_to_close_timeout=timedelta(seconds=30),
-            summary="there is room again",
-        )
+        if not self._host.forgotten:
+            self._host = self._host.with_(state=HostState.READY, message="")
 
     async def _end(self) -> None:
         self._host = self._host.with_(state=HostState.FORGOTTEN, message="")

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
@@ -35,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from fleet.placement.request import Placement, PlacementRequest
     from fleet.states import InstanceState
     from fleet.temporal import DEPLOYMENT, HOST, KIND, MODEL, REVISION, STATE
+    from workflows.handles import let_go
 
 FOREVER = timedelta(days=3650)
 _RECORD = workflow.LocalActivityConfig(
@@ -54,10 +55,23 @@ class InstanceWorkflow:
         self._lost_hosts: set[str] = set()
         self._capacity_changed = False
         self._recorded: Instance | None = None
+        self._told: Instance | None = None
+        self._claim_lost = False
+        self._engine_unknown = False
         self._attributes: tuple[str, str] | None = None
 
     @workflow.run
     async def run(self, instance: Instance) -> None:
+        try:
+            await self._live()
+        except (asyncio.CancelledError, ActivityError) as error:
+            if not is_cancelled_exception(error):
+                raise
+            # A person asked for it in Temporal's UI. The deployment replaces us; the host clears up what ran.
+            self._instance = self._instance.with_(stopping=True, message="cancelled by a person")
+        await self._end()
+
+    async def _live(self) -> None:
         while not self._instance.stopping:
             self._continue_as_new_if_due()
             if self._instance.placement is not None:
@@ -68,7 +82,6 @@ class InstanceWorkflow:
                 await self._wait(self._never, left, f"back off after: {self._instance.message}"[:200])
             else:
                 await self._place()
-        await self._end()
 
     @workflow.signal(name=ids.STOP_SIGNAL, description="Drain, stop the engine, end")
     def stop(self, request: StopRequest) -> None:
@@ -85,6 +98,11 @@ class InstanceWorkflow:
     def host_lost(self, host_id: str) -> None:
         # Remembered even without a placement: the answer to our claim may be on its way.
         self._lost_hosts.add(host_id)
+
+    @workflow.signal(name=ids.ENGINE_UNKNOWN_SIGNAL, description="The host knows nothing of the engine: ask again")
+    def engine_unknown(self, engine: EngineRef) -> None:
+        if engine.fence == self._instance.fence:
+            self._engine_unknown = True
 
     @workflow.signal(name=ids.CAPACITY_SIGNAL)
     def capacity_changed(self) -> None:
@@ -117,13 +135,19 @@ class InstanceWorkflow:
 
     async def _serve(self, placement: Placement) -> None:
         """Run the engine until it ends, its host is lost, or we are told to stop."""
+        await self._project()  # binds the claim: no engine runs on room that may be somebody else's
+        if self._claim_lost:
+            self._instance = self._instance.with_(placement=None, state=InstanceState.PLACING)
+            return
         engine = self._run_engine(placement)
         while not (engine.done() or self._is_lost(placement) or self._instance.stopping):
             await self._record()
-            await workflow.wait_condition(
-                lambda: self._instance is not self._recorded or engine.done() or self._is_lost(placement)
-            )
-            if self._due_for_continue_as_new() and not self._is_lost(placement):
+            await self._until_news(engine, placement)
+            if self._engine_unknown and not engine.done():
+                engine.cancel()
+                let_go(engine)
+                engine = self._run_engine(placement)
+            if self._due_for_continue_as_new():
                 return
         if engine.done():
             await self._after_end(engine)
@@ -132,7 +156,18 @@ class InstanceWorkflow:
         else:
             await self._stop_engine(engine, placement)
 
+    async def _until_news(self, engine: ActivityHandle[EngineExit], placement: Placement) -> None:
+        await workflow.wait_condition(
+            lambda: (
+                engine.done()
+                or self._instance is not self._recorded
+                or self._engine_unknown
+                or self._is_lost(placement)
+            )
+        )
+
     def _run_engine(self, placement: Placement) -> ActivityHandle[EngineExit]:
+        self._engine_unknown = False
         timings = self._instance.timings
         launch = EngineLaunch(
             instance_id=self._instance.instance_id,
@@ -156,15 +191,16 @@ class InstanceWorkflow:
 
     async def _after_end(self, engine: ActivityHandle[EngineExit]) -> None:
         """The engine ended by itself: release its room and decide how to go on."""
-        ended = await self._exit_of(engine)
+        ended, gone = await self._exit_of(engine)
         fence = self._instance.fence
         self._instance = after_failure(self._instance, ended, workflow.now())
         await self._record()
-        await self._release(fence, engine_gone=True)
+        await self._release(fence, engine_gone=gone)
 
     async def _abandon(self, engine: ActivityHandle[EngineExit], host_id: str) -> None:
         """The host is lost. Its engine may still run: cancel it for the day the host returns, and go elsewhere."""
         engine.cancel()
+        let_go(engine)
         fence = self._instance.fence
         self._instance = self._instance.with_(
             state=InstanceState.RECOVERING,
@@ -195,29 +231,33 @@ class InstanceWorkflow:
             retry_policy=RetryPolicy(maximum_attempts=1),
             summary="tell the host to look",
         )
-        gone = await self._ended_or_host_lost(engine, placement)
+        gone = await self._gone_or_host_lost(engine, placement)
         nudge.cancel()
+        let_go(nudge)
         self._instance = self._instance.with_(placement=None, endpoint=None, pid=None)
         await self._release(self._instance.fence, engine_gone=gone)
 
-    async def _ended_or_host_lost(self, engine: ActivityHandle[EngineExit], placement: Placement) -> bool:
-        """Wait for the end of the engine; False when its host is lost meanwhile."""
-        await workflow.wait_condition(lambda: engine.done() or self._is_lost(placement))
+    async def _gone_or_host_lost(self, engine: ActivityHandle[EngineExit], placement: Placement) -> bool:
+        """Wait for the end of the engine; False when its host is lost meanwhile, or cannot say that it is gone."""
+        await workflow.wait_condition(lambda: engine.done() or self._engine_unknown or self._is_lost(placement))
         if not engine.done():
-            return False
-        await self._exit_of(engine)
-        return True
+            let_go(engine)
+            return self._engine_unknown  # its host has just said that it never got it
+        _, gone = await self._exit_of(engine)
+        return gone
 
-    async def _exit_of(self, engine: ActivityHandle[EngineExit]) -> EngineExit:
+    async def _exit_of(self, engine: ActivityHandle[EngineExit]) -> tuple[EngineExit, bool]:
+        """How it ended, and whether its host has said so: only then is its memory free."""
         try:
-            return await engine
+            return await engine, True
         except ActivityError as error:
             cause = error.cause
             if isinstance(cause, ApplicationError) and cause.type == "EngineExited" and cause.details:
-                return EngineExit.model_validate(cause.details[0])
+                return EngineExit.model_validate(cause.details[0]), True
             if isinstance(cause, CancelledError):
-                return EngineExit(exit_code=None, failure_class="cancelled")
-            return EngineExit(exit_code=None, hint=str(cause or error))
+                # Not started: no host held it when the server cancelled it, but an earlier attempt may have run it.
+                return EngineExit(exit_code=None, failure_class="cancelled"), error.started_event_id > 0
+            return EngineExit(exit_code=None, hint=str(cause or error)), False
 
     async def _release(self, fence: int, *, engine_gone: bool) -> None:
         await workflow.execute_activity_method(
@@ -258,14 +298,20 @@ class InstanceWorkflow:
 
     async def _record(self) -> None:
         """Project the state and tell the deployment, once per change."""
+        await self._project()
+        if self._told is not self._recorded:
+            self._told = self._recorded
+            await self._tell_deployment(gone=False)
+
+    async def _project(self) -> None:
         workflow.set_current_details(describe(self._instance))
         if self._recorded is self._instance:
             return
         self._instance = self._instance.with_(projection=self._instance.projection + 1)
         self._recorded = recorded = self._instance
         self._set_search_attributes()
-        await workflow.execute_local_activity_method(ProjectionContract.record_instance, recorded, **_RECORD)
-        await self._tell_deployment(gone=False)
+        answer = await workflow.execute_local_activity_method(ProjectionContract.record_instance, recorded, **_RECORD)
+        self._claim_lost = answer.claim_lost
 
     def _set_search_attributes(self) -> None:
         placement = self._instance.placement
@@ -318,7 +364,10 @@ class InstanceWorkflow:
         )
 
     def _due_for_continue_as_new(self) -> bool:
-        return workflow.info().is_continue_as_new_suggested() and not self._instance.stopping
+        # What was said about our host is not carried over: first act upon it.
+        placement = self._instance.placement
+        held_up = self._instance.stopping or (placement is not None and self._is_lost(placement))
+        return workflow.info().is_continue_as_new_suggested() and not held_up
 
     def _continue_as_new_if_due(self) -> None:
         # A running engine is not disturbed: the next run asks for it under the same fence and adopts it.
@@ -328,7 +377,7 @@ class InstanceWorkflow:
 
 def _ledger(summary: str) -> workflow.ActivityConfig:
     return workflow.ActivityConfig(
-        start_to_close_timeout=timedelta(seconds=20),
+        start_to_close_timeout=timedelta(seconds=10),
         retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
         summary=summary,
     )

@@ -74,13 +74,9 @@ async def create(
         created_at=datetime.now(UTC),
         create_key=idempotency_key or "",
     )
-    try:
-        await services.workflows.create_deployment(deployment)
-    except Conflict:
-        row = await _row(services, body.name, by_key=idempotency_key) if idempotency_key else None
-        if row is None:
-            raise
-        return _show(response, services.settings, row)
+    before = await _create(services, deployment)
+    if before is not None:
+        return _show(response, services.settings, before)
     row = await _projected(services, body.name, 1, since=deployment.created_at)
     response.headers["location"] = f"/api/v1/deployments/{body.name}"
     return _show(response, services.settings, row or _not_yet(deployment))
@@ -182,6 +178,24 @@ def view(settings: Settings, row: DeploymentRow) -> DeploymentView:
     )
 
 
+async def _create(services: Services, deployment: Deployment) -> DeploymentRow | None:
+    """Start its workflow; the row of the one that the same request made before, if it is a repetition."""
+    deadline = time.monotonic() + _PROJECTED_WITHIN_S
+    while True:
+        try:
+            await services.workflows.create_deployment(deployment)
+        except Conflict:
+            row = await _row(services, deployment.name)
+            if row is not None and deployment.create_key and row.create_key == deployment.create_key:
+                return row
+            # Without a row it is about to end (or has just begun): the name may be free in a moment.
+            if row is not None or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
+        else:
+            return None
+
+
 def _show(response: Response, settings: Settings, row: DeploymentRow) -> DeploymentView:
     response.headers["etag"] = f'"{row.generation}"'
     return view(settings, row)
@@ -213,11 +227,8 @@ async def _existing(services: Services, name: str) -> DeploymentRow:
     return row
 
 
-async def _row(services: Services, name: str, by_key: str | None = None) -> DeploymentRow | None:
-    if "\x00" in name:
-        return None
-    row = await services.database.aread(lambda s: s.get(DeploymentRow, name))
-    return row if row is None or by_key is None or row.create_key == by_key else None
+async def _row(services: Services, name: str) -> DeploymentRow | None:
+    return None if "\x00" in name else await services.database.aread(lambda s: s.get(DeploymentRow, name))
 
 
 async def _projected(

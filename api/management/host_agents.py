@@ -1,5 +1,6 @@
 """What hosts themselves say: join, register, what runs, how engines are."""
 
+import asyncio
 import re
 import secrets
 from datetime import UTC, datetime
@@ -38,7 +39,12 @@ async def register(body: Registration, host: HostDep, services: ServicesDep) -> 
     await services.workflows.register_host(
         HostRegistered(host_id=host.id, name=inventory.hostname, version=body.version, boot_id=inventory.boot_id)
     )
-    return await _wanted(services, host.id, set(body.engines))
+    wanted = await _wanted(services, host.id, set(body.engines))
+    if body.fresh:
+        # Their start was on its way to the process before this one: without a word it would be waited for in vain.
+        lost = [e for e in wanted.engines if e not in body.engines]
+        await asyncio.gather(*map(services.workflows.engine_unknown, lost))
+    return wanted
 
 
 @router.post("/{host_id}/engines", summary="Say what runs; the answer is what may go on")

@@ -1,5 +1,6 @@
 """Instances: what runs where, and what it prints."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated
@@ -116,8 +117,7 @@ async def _stream(
     try:
         async with services.hosts.engine_log(host, instance_id, params) as answer:
             if answer.status_code == 404:
-                await answer.aread()
-                raise NotFound(answer.json()["detail"], hint="leave out 'attempt' for the newest")
+                raise NotFound(_detail(await answer.aread()), hint="leave out 'attempt' for the newest")
             if answer.status_code != 200:
                 raise Unavailable(f"host {host.host_id} answered {answer.status_code}", hint="see the host's own log")
             yield b""
@@ -125,6 +125,13 @@ async def _stream(
                 yield chunk
     except HostUnreachable as error:
         raise Unavailable(f"the host does not answer: {error}", hint="see `holdfast hosts`") from error
+
+
+def _detail(answer: bytes) -> str:
+    try:
+        return str(json.loads(answer)["detail"])
+    except (ValueError, LookupError, TypeError):
+        raise Unavailable("what answers there is no host of ours", hint="see `holdfast hosts`") from None
 
 
 async def _prepend(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

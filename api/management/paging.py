@@ -22,8 +22,9 @@ class Page(BaseModel, Generic[T]):
 
 
 def page(rows: Sequence[R], limit: int, cursor: str | None, key: Callable[[R], str], show: Callable[[R], T]) -> Page[T]:
-    """``rows`` in the order of ``key``; the cursor is the key of the last one shown."""
-    rest = [row for row in rows if cursor is None or key(row) > cursor]
+    """A page in the order of ``key``; the cursor is the key of the last one shown."""
+    # Sorted here: a database may order text by its own language.
+    rest = sorted((row for row in rows if cursor is None or key(row) > cursor), key=key)
     shown = rest[:limit]
     return Page(items=[show(r) for r in shown], next_cursor=key(shown[-1]) if len(rest) > limit else None)
 

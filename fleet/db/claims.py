@@ -66,8 +66,8 @@ def claim(session: Session, instance_id: str, fence: int, placement: Placement, 
     session.flush()
 
 
-def bind(session: Session, instance_id: str, fence: int) -> None:
-    """The host has taken the engine up: the claim no longer expires."""
+def bind(session: Session, instance_id: str, fence: int) -> bool:
+    """From now on the claim does not expire. False: it has, or was given back; the room may be somebody else's."""
     session.execute(
         update(ClaimRow)
         .where(
@@ -77,6 +77,7 @@ def bind(session: Session, instance_id: str, fence: int) -> None:
         )
         .values(state=ClaimState.BOUND, expires_at=None)
     )
+    return host_of(session, instance_id, fence) is not None
 
 
 def release(session: Session, instance_id: str, fence: int) -> None:

@@ -27,19 +27,23 @@ def address_of(row: HostRow) -> HostAddress:
 
 def ready_hosts(session: Session, deployment: str) -> list[ReadyHost]:
     """All hosts that take new work, with what is free on them now."""
-    replicas = dict(
-        session.execute(
-            select(ClaimRow.host_id, func.count(func.distinct(ClaimRow.instance_id)))
-            .where(col(ClaimRow.instance_id).startswith(f"{deployment}/", autoescape=True))
-            .where(ClaimRow.state != ClaimState.RELEASING)
-            .group_by(ClaimRow.host_id)
-        ).all()
-    )
+    replicas = replicas_by_host(session, deployment)
     gpus: dict[str, list[GpuView]] = {}
     for gpu in session.exec(select(GpuRow).where(GpuRow.healthy).order_by(col(GpuRow.index))).all():
         gpus.setdefault(gpu.host_id, []).append(GpuView(gpu.uuid, gpu.allocatable - gpu.used, gpu.memory_bytes))
     rows = session.exec(select(HostRow).where(HostRow.state == HostState.READY)).all()
     return [ReadyHost(_view(row, gpus.get(row.id, []), replicas.get(row.id, 0)), address_of(row)) for row in rows]
+
+
+def replicas_by_host(session: Session, deployment: str) -> dict[str, int]:
+    """How many instances of a deployment are placed on each host that has any."""
+    counts = session.execute(
+        select(ClaimRow.host_id, func.count(func.distinct(ClaimRow.instance_id)))
+        .where(col(ClaimRow.instance_id).startswith(f"{deployment}/", autoescape=True))
+        .where(ClaimRow.state != ClaimState.RELEASING)
+        .group_by(ClaimRow.host_id)
+    ).all()
+    return dict(counts)
 
 
 def save_registration(session: Session, host_id: str, registration: Registration) -> None:

@@ -9,6 +9,9 @@ from importlib.resources import files
 
 from fleet.instances import EngineExit
 
+_LONGEST_LINE = 4096
+"""Characters of a line that are looked at: patterns with gaps take quadratic time."""
+
 
 @dataclass(frozen=True)
 class FailureClass:
@@ -57,7 +60,7 @@ def classify(
 def _cause(log_tail: str, extra: Sequence[tuple[str, str]]) -> FailureClass | None:
     classes = known_classes()
     own = [(re.compile(pattern), classes[name]) for name, pattern in extra]
-    for line in log_tail.splitlines():
+    for line in (whole[:_LONGEST_LINE] for whole in log_tail.splitlines()):
         for pattern, cls in own:
             if pattern.search(line):
                 return cls

@@ -16,6 +16,9 @@ _OURS = {
     "--api-key": "keys are checked by the gateway: see `holdfast keys`",
     "--api-key-file": "keys are checked by the gateway: see `holdfast keys`",
     "--no-metrics": "metrics are needed for draining",
+    "--api-prefix": "health checks and gateways expect the usual paths",
+    "--ssl-key-file": "gateways reach engines by plain HTTP",
+    "--ssl-cert-file": "gateways reach engines by plain HTTP",
 }
 _SYNONYMS = {
     "-c": "--ctx-size",
@@ -27,7 +30,10 @@ _SYNONYMS = {
     "--embeddings": "--embedding",
     "--rerank": "--reranking",
 }
-_BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
+_BUSY = re.compile(
+    r"^llamacpp:requests_(?:processing|deferred)(?:\{[^}]*\})? ([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)$",
+    re.MULTILINE,
+)
 
 
 class LlamaCpp:
@@ -41,13 +47,13 @@ class LlamaCpp:
     stop_grace_s = 10.0
     failure_patterns: Sequence[tuple[str, str]] = (
         ("bad_flag", r"error: invalid argument|error while handling argument|error: unknown argument"),
+        ("not_found", r"failed to open GGUF file|No such file or directory.*\.gguf"),
         (
             "corrupt_file",
             r"invalid magic|failed to read magic|gguf_init_from_file.*(failed|invalid)|tensor data is not within",
         ),
         ("unsupported_arch", r"unknown model architecture"),
         ("port", r"couldn't bind HTTP server socket|bind.*address already in use"),
-        ("not_found", r"failed to open GGUF file|No such file or directory.*\.gguf"),
     )
 
     def install(self, version: str) -> Install:
@@ -69,7 +75,8 @@ class LlamaCpp:
             "--n-gpu-layers": "999" if start.gpu_uuids else "0",
             "--cache-ram": "128",
         }
-        given = {_SYNONYMS.get(a, a) for a in spec.args}
+        args = _separated(spec.args)
+        given = {_SYNONYMS.get(a, a) for a in args}
         derived = [part for flag, value in ours.items() if flag not in given for part in (flag, value)]
         argv = (
             str(start.binary),
@@ -77,13 +84,13 @@ class LlamaCpp:
             *("--host", start.address, "--port", str(start.port)),
             *("--metrics", "--no-webui", "--offline"),
             *derived,
-            *spec.args,
+            *args,
         )
         devices = ",".join(start.gpu_uuids)
         return Command(argv, {"CUDA_VISIBLE_DEVICES": devices} if devices else {})
 
     def readiness(self, spec: EngineSpec) -> Probe:
-        flags = {_SYNONYMS.get(a, a) for a in spec.args}
+        flags = {_SYNONYMS.get(a, a) for a in _separated(spec.args)}
         if "--reranking" in flags:
             return Probe("/v1/rerank", {"model": spec.served_name, "query": "a", "documents": ["a"]})
         if "--embedding" in flags:
@@ -93,6 +100,12 @@ class LlamaCpp:
     def busy(self, metrics: str) -> int | None:
         values = _BUSY.findall(metrics)
         return int(sum(float(v) for v in values)) if values else None
+
+
+def _separated(args: Sequence[str]) -> list[str]:
+    """llama-server does not know ``--flag=value``, which other engines accept."""
+    parts = (arg.split("=", 1) if re.match(r"--[a-z0-9-]+=", arg) else [arg] for arg in args)
+    return [part for pair in parts for part in pair]
 
 
 def _threads(cpu_count: int) -> int:

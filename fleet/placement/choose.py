@@ -46,6 +46,9 @@ class HostView:
 class Choice:
     placement: Placement
     generation: int
+    """Of the host's inventory that it was made on."""
+    replicas_there: int
+    """Of the deployment, that were on the host then."""
 
 
 def need(request: PlacementRequest, model: ModelFile) -> int:
@@ -64,11 +67,12 @@ def need(request: PlacementRequest, model: ModelFile) -> int:
 def choose(request: PlacementRequest, hosts: Sequence[HostView]) -> Choice | Unplaceable:
     """The best host with room, or why there is none.
 
-    Replicas of one deployment spread over hosts; different deployments pack onto the fullest host that has room.
+    GPUs before CPU. Replicas of one deployment spread over hosts; different deployments pack onto the fullest host
+    that has room.
     """
     if not hosts:
         return Unplaceable(reasons=("no host is ready: start one with `holdfast host`, see `holdfast hosts`",))
-    options: list[tuple[tuple[int, int, str], Choice]] = []
+    options: list[tuple[tuple[bool, int, int, str], Choice]] = []
     reasons: list[str] = []
     for host in hosts:
         verdict = _fit(request, host)
@@ -76,7 +80,8 @@ def choose(request: PlacementRequest, hosts: Sequence[HostView]) -> Choice | Unp
             reasons.append(f"{host.name}: {verdict}")
         else:
             left = host.ram_free_bytes if not verdict.gpu_uuids else sum(g.free_bytes for g in host.gpus)
-            options.append(((host.replicas_of_deployment, left, host.host_id), Choice(verdict, host.generation)))
+            rank = (not verdict.gpu_uuids, host.replicas_of_deployment, left, host.host_id)
+            options.append((rank, Choice(verdict, host.generation, host.replicas_of_deployment)))
     if not options:
         return Unplaceable(reasons=tuple(reasons))
     return min(options, key=lambda option: option[0])[1]

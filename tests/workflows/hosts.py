@@ -1,7 +1,6 @@
 """Hosts that answer for engines by task token, as real ones do, but whose engines are objects."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -100,9 +99,7 @@ class FakeHost(HostContract):
         """Whether it follows the hint to look; without it a cancellation is noticed at the next heartbeat."""
         self.next_exits: list[EngineExit] = []
         """The next engines end like this instead of starting."""
-        self.lease_token: bytes | None = None
         self.leases = 0
-        self.on_start: Callable[[FakeEngine], None] = lambda _engine: None
         self._beating: asyncio.Task[None] | None = None
         self._serving: tuple[Worker, asyncio.Task[None]] | None = None
 
@@ -110,9 +107,9 @@ class FakeHost(HostContract):
     def live(self) -> list[FakeEngine]:
         return [e for e in self.engines if e.running]
 
-    def engine(self, instance_id: str) -> FakeEngine:
-        """The newest engine of an instance."""
-        return [e for e in self.engines if e.launch.instance_id == instance_id][-1]
+    @property
+    def holds_lease(self) -> bool:
+        return self._beating is not None and not self._beating.done()
 
     async def revive(self) -> None:
         worker = Worker(
@@ -162,7 +159,6 @@ class FakeHost(HostContract):
     async def _start(self, launch: EngineLaunch, token: bytes) -> None:
         engine = FakeEngine(self._client, launch, token)
         self.engines.append(engine)
-        self.on_start(engine)
         if self.next_exits:
             engine.running, engine.ended = False, self.next_exits.pop(0)
             raise exit_error(engine.ended)
@@ -181,8 +177,7 @@ class FakeHost(HostContract):
     async def hold_lease(self, lease: HostLease) -> None:
         self.stop_lease()
         self.leases += 1
-        self.lease_token = activity.info().task_token
-        self._beating = asyncio.create_task(self._beat(self.lease_token))
+        self._beating = asyncio.create_task(self._beat(activity.info().task_token))
         activity.raise_complete_async()
 
     async def _beat(self, token: bytes) -> None:

@@ -16,6 +16,7 @@ from activities.contracts import (
     InstanceIds,
     PlacementContract,
     ProjectionContract,
+    Recorded,
     ReleaseRequest,
 )
 from fleet import ids
@@ -32,7 +33,7 @@ class Claim:
     instance_id: str
     fence: int
     placement: Placement
-    state: ClaimState = ClaimState.BOUND
+    state: ClaimState = ClaimState.HELD
 
 
 class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
@@ -151,7 +152,7 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
         self.deployments.pop(name.name, None)
 
     @activity.defn(name="record_instance")
-    async def record_instance(self, instance: Instance) -> None:
+    async def record_instance(self, instance: Instance) -> Recorded:
         known = self.instances.get(instance.instance_id)
         if known is not None:
             self._check_order(instance.instance_id, (known.projection, known), (instance.projection, instance))
@@ -159,6 +160,14 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
                 self.broken.append(f"{instance.instance_id}: fence went back from {known.fence} to {instance.fence}")
         self.instances[instance.instance_id] = instance
         self.timeline.setdefault(instance.instance_id, []).append(instance)
+        return Recorded(claim_lost=instance.placement is not None and not self._bind(instance))
+
+    def _bind(self, instance: Instance) -> bool:
+        mine = [c for c in self.claims if (c.instance_id, c.fence) == (instance.instance_id, instance.fence)]
+        for claim in mine:
+            if claim.state is ClaimState.HELD:
+                claim.state = ClaimState.BOUND
+        return bool(mine)
 
     @activity.defn(name="forget_instance")
     async def forget_instance(self, instance: InstanceId) -> None:

@@ -3,9 +3,9 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from uuid import uuid4
 
 from temporalio.client import WorkflowHandle
@@ -29,12 +29,14 @@ from workflows.instance import InstanceWorkflow
 from workflows.registry import WORKFLOWS, workflow_runner
 
 T = TypeVar("T")
+Handle = WorkflowHandle[Any, Any]
+WITHIN_S = 10.0
 
 QUICK = Timings(
     withdraw_pause=timedelta(milliseconds=10),
     place_retry=timedelta(hours=1),
-    lease_heartbeat=timedelta(milliseconds=400),
-    lease_grace=timedelta(milliseconds=400),
+    lease_heartbeat=timedelta(milliseconds=700),
+    lease_grace=timedelta(milliseconds=600),
 )
 """Nothing that a test wants to see waits long; what it does not want to see (asking again by itself) takes hours."""
 
@@ -59,7 +61,7 @@ class World:
     async def __aexit__(self, *_: object) -> None:
         for host in self.hosts:
             await host.die()
-        await self._worker.__aexit__(*_)
+        await self._worker.__aexit__(None, None, None)
         overbooked = [h for h in self.fleet.room if self.fleet._free(h) < 0]
         assert not overbooked, f"more claims than room on {overbooked}"
         assert self.fleet.broken == []
@@ -94,17 +96,23 @@ class World:
         self._worker = self._control()
         await self._worker.__aenter__()
 
-    async def until(self, check: Callable[[], T], what: str = "", within: float = 10.0) -> T:
+    @overload
+    async def until(self, check: Callable[[], Awaitable[T | None]], what: str = ...) -> T: ...
+
+    @overload
+    async def until(self, check: Callable[[], T | None], what: str = ...) -> T: ...
+
+    async def until(self, check: Callable[[], Any], what: str = "") -> Any:
         """The first true answer of ``check``, which may be a coroutine function."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + WITHIN_S
         while True:
-            answer: Any = check()
+            answer = check()
             if inspect.isawaitable(answer):
                 answer = await answer
             if answer:
-                return answer  # type: ignore[no-any-return]
+                return answer
             if time.monotonic() > deadline:
-                raise AssertionError(f"{what or check} not within {within} s\n{self.picture()}")
+                raise AssertionError(f"{what or check} not within {WITHIN_S:g} s\n{self.picture()}")
             await asyncio.sleep(0.005)
 
     def picture(self) -> str:
@@ -148,6 +156,19 @@ class World:
     def host_state(self, host: FakeHost) -> str:
         known = self.fleet.hosts.get(host.host_id)
         return known.state if known else "gone"
+
+    def hosts_confirm_what_is_gone(self) -> None:
+        for host in self.hosts:
+            self.fleet.confirm_gone(host.host_id, {(e.launch.instance_id, e.launch.fence) for e in host.live})
+
+    async def until_stopped(self, engine: FakeEngine) -> None:
+        """By its own heartbeats: each asks whether it may go on."""
+
+        async def stopped() -> bool:
+            await engine.look()
+            return not engine.running
+
+        await self.until(stopped, "engine stopped")
 
     # -- deployments ------------------------------------------------------------------------------------------
 
@@ -209,7 +230,7 @@ class World:
 
     async def until_gone(self, name: str) -> None:
         """Its workflow has ended and nothing is left of it in the projections."""
-        await asyncio.wait_for(self.deployment(name).result(), 10)
+        await asyncio.wait_for(self.deployment(name).result(), WITHIN_S)
         assert name not in self.fleet.deployments
         assert self.fleet.of(name) == []
 
@@ -234,18 +255,18 @@ class World:
     def instance(self, instance_id: str) -> WorkflowHandle[InstanceWorkflow, None]:
         return self.client.get_workflow_handle_for(InstanceWorkflow.run, ids.instance_workflow(instance_id))
 
-    def recorded(self, handle: WorkflowHandle[Any, Any]) -> Instance | None:
+    def recorded(self, handle: Handle) -> Instance | None:
         """The projection of an instance, by the handle of its workflow."""
         return self.fleet.instances.get(handle.id.removeprefix("instance/"))
 
-    async def until_state(self, handle: WorkflowHandle[Any, Any], state: InstanceState) -> Instance:
+    async def until_state(self, handle: Handle, state: InstanceState) -> Instance:
         def in_state() -> Instance | None:
             known = self.recorded(handle)
             return known if known is not None and known.state is state else None
 
-        return await self.until(in_state, f"{handle.id} {state}")  # type: ignore[return-value]
+        return await self.until(in_state, f"{handle.id} {state}")
 
-    async def until_engine(self, handle: WorkflowHandle[Any, Any], fence: int) -> FakeEngine:
+    async def until_engine(self, handle: Handle, fence: int) -> FakeEngine:
         """An engine that was started under this fence, wherever."""
         instance_id = handle.id.removeprefix("instance/")
 
@@ -253,10 +274,10 @@ class World:
             engines = [e for h in self.hosts for e in h.engines]
             return next((e for e in engines if (e.launch.instance_id, e.launch.fence) == (instance_id, fence)), None)
 
-        return await self.until(found, f"engine with fence {fence}")  # type: ignore[return-value]
+        return await self.until(found, f"engine with fence {fence}")
 
     def live_engines(self, name: str) -> list[FakeEngine]:
         return [e for h in self.hosts for e in h.live if e.launch.deployment == name]
 
-    async def fast_forward(self, handle: WorkflowHandle[Any, Any], by: timedelta) -> None:
+    async def fast_forward(self, handle: Handle, by: timedelta) -> None:
         await self.environment.fast_forward(handle, by)

@@ -1,8 +1,11 @@
 """NVIDIA GPUs, through NVML."""
 
+import contextlib
+
 import pynvml
 
 from fleet.inventory import AcceleratorKind, Gpu
+from worker_host.detect.machine import machine_id
 
 
 def detect() -> tuple[Gpu, ...]:
@@ -17,7 +20,8 @@ def detect() -> tuple[Gpu, ...]:
     except pynvml.NVMLError:
         return ()
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _card(index: int, driver: str) -> Gpu:
@@ -35,7 +39,7 @@ def _card(index: int, driver: str) -> Gpu:
         )
     except pynvml.NVMLError as error:
         return Gpu(
-            uuid=f"unknown-{index}",
+            uuid=f"unknown-{machine_id()}-{index}",  # unlike that of any card of another host
             kind=AcceleratorKind.NVIDIA,
             name="NVIDIA GPU",
             memory_bytes=0,

@@ -1,0 +1,225 @@
+"""Where a replica goes, and why it goes nowhere."""
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleet.inventory import AcceleratorKind, EngineBuild
+from fleet.placement.choose import Choice, GpuView, HostView, ModelFile, choose, need
+from fleet.placement.request import PlacementRequest, Unplaceable
+
+CPU_ONLY = EngineBuild(engine="llama_cpp", version="1")
+BOTH = EngineBuild(engine="llama_cpp", version="1", accelerators=(AcceleratorKind.CPU, AcceleratorKind.NVIDIA))
+GIB = 1 << 30
+
+
+def request(**changes: object) -> PlacementRequest:
+    made = PlacementRequest(
+        instance_id="chat/1-a",
+        deployment="chat",
+        fence=1,
+        engine="llama_cpp",
+        engine_version="1",
+        model_path="m.gguf",
+        memory_bytes=GIB,
+    )
+    return made.model_copy(update=changes)
+
+
+def host(host_id: str = "a", free: int = 4 * GIB, gpus: tuple[int, ...] = (), **changes: object) -> HostView:
+    views = tuple(GpuView(f"{host_id}-gpu-{n}", memory, 80 * GIB) for n, memory in enumerate(gpus))
+    made = HostView(
+        host_id=host_id,
+        name=f"{host_id}-name",
+        generation=7,
+        labels={},
+        ram_free_bytes=free,
+        ram_total_bytes=max(free, 8 * GIB),
+        gpus=views,
+        engines=(BOTH,) if gpus else (CPU_ONLY,),
+        replicas_of_deployment=0,
+        model=ModelFile(f"/models/{host_id}/m.gguf", GIB // 2),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def chosen(asked: PlacementRequest, *hosts: HostView) -> Choice:
+    answer = choose(asked, hosts)
+    assert isinstance(answer, Choice), answer
+    return answer
+
+
+def refused(asked: PlacementRequest, *hosts: HostView) -> tuple[str, ...]:
+    answer = choose(asked, hosts)
+    assert isinstance(answer, Unplaceable), answer
+    return answer.reasons
+
+
+# -- why not -------------------------------------------------------------------------------------------------------
+
+
+def test_fleet_without_hosts_says_how_to_get_one() -> None:
+    [reason] = refused(request())
+    assert "holdfast host" in reason
+
+
+def test_every_refusal_names_the_host_and_the_reason() -> None:
+    reasons = refused(
+        request(host_selector={"zone": "x"}, excluded_hosts=("a",)),
+        host("a", labels={"zone": "x"}),
+        host("b", labels={"zone": "y"}),
+        host("c", labels={"zone": "x"}, engines=()),
+        host("d", labels={"zone": "x"}, model=None),
+        host("e", labels={"zone": "x"}, free=GIB - 1),
+    )
+    assert reasons == (
+        "a-name: excluded after failures there",
+        "b-name: lacks label zone=x",
+        "c-name: cannot run llama_cpp 1",
+        "d-name: does not have the file m.gguf",
+        "e-name: needs 1.0 GiB of RAM, 1.0 GiB of 8.0 GiB is free",
+    )
+
+
+def test_too_few_gpus_are_named_with_what_the_best_has() -> None:
+    [reason] = refused(request(gpus_per_replica=2, memory_bytes=10 * GIB), host(gpus=(20 * GIB, 5 * GIB)))
+    assert reason == "a-name: needs 2 GPUs with 10.0 GiB free; the best has 20.0 GiB"
+
+
+def test_gpus_are_of_no_use_to_a_build_that_cannot_use_them() -> None:
+    [reason] = refused(request(gpus_per_replica=1), host(gpus=(80 * GIB,), engines=(CPU_ONLY,)))
+    assert "the best has 0.0 GiB" in reason
+
+
+def test_another_version_of_the_engine_will_not_do_unless_any_will() -> None:
+    assert refused(request(engine_version="2"), host())
+    assert chosen(request(engine_version=""), host())
+
+
+# -- where ---------------------------------------------------------------------------------------------------------
+
+
+def test_answer_says_all_that_the_claim_and_the_host_need() -> None:
+    answer = chosen(request(gpus_per_replica=1), host(gpus=(80 * GIB,)))
+    assert answer.generation == 7
+    placement = answer.placement
+    assert (placement.host_id, placement.gpu_uuids, placement.memory_bytes) == ("a", ("a-gpu-0",), GIB)
+    assert placement.model_path == "/models/a/m.gguf"
+
+
+def test_gpu_is_taken_where_there_is_one_with_room_else_ram() -> None:
+    assert chosen(request(), host(gpus=(80 * GIB,))).placement.gpu_uuids == ("a-gpu-0",)
+    assert chosen(request(), host(gpus=(GIB - 1,))).placement.gpu_uuids == ()
+    assert chosen(request(gpus_per_replica=0), host(gpus=(80 * GIB,))).placement.gpu_uuids == ()
+
+
+def test_host_with_a_free_gpu_is_better_than_a_small_one_without() -> None:
+    assert chosen(request(), host("a", free=GIB), host("b", gpus=(80 * GIB,))).placement.host_id == "b"
+
+
+def test_fullest_gpus_with_room_are_taken() -> None:
+    free = (80 * GIB, GIB // 2, 3 * GIB, GIB)
+    assert chosen(request(), host(gpus=free)).placement.gpu_uuids == ("a-gpu-3",)
+    assert set(chosen(request(gpus_per_replica=2), host(gpus=free)).placement.gpu_uuids) == {"a-gpu-3", "a-gpu-2"}
+
+
+def test_replicas_of_one_deployment_spread() -> None:
+    roomy, tight = host("a", free=2 * GIB, replicas_of_deployment=1), host("b", free=64 * GIB)
+    assert chosen(request(), roomy, tight).placement.host_id == "b"
+
+
+def test_different_deployments_pack_onto_the_fullest_host_with_room() -> None:
+    hosts = [host("a", free=64 * GIB), host("b", free=2 * GIB), host("c", free=GIB // 2)]
+    assert chosen(request(), *hosts).placement.host_id == "b"
+
+
+def test_same_fleet_gives_the_same_answer_in_any_order() -> None:
+    hosts = [host(name) for name in "cab"]
+    assert {chosen(request(), *order).placement.host_id for order in (hosts, hosts[::-1])} == {"a"}
+
+
+def test_claim_is_what_was_asked_for_or_else_a_guess_divided_among_the_gpus() -> None:
+    model = ModelFile("/m", 8 * GIB)
+    assert need(request(memory_bytes=5), model) == 5
+    whole = need(request(memory_bytes=None), model)
+    assert whole > 8 * GIB
+    assert need(request(memory_bytes=None, gpus_per_replica=0), model) == whole
+    assert whole <= 3 * need(request(memory_bytes=None, gpus_per_replica=3), model) < whole + 3
+    assert need(request(memory_bytes=None, max_model_len=100_000), model) > whole
+
+
+# -- in any fleet --------------------------------------------------------------------------------------------------
+
+labels = st.dictionaries(st.sampled_from(["zone", "kind"]), st.sampled_from(["x", "y"]), max_size=2)
+builds = st.lists(
+    st.builds(
+        EngineBuild,
+        engine=st.sampled_from(["llama_cpp", "vllm"]),
+        version=st.sampled_from(["1", "2"]),
+        accelerators=st.sampled_from([CPU_ONLY.accelerators, BOTH.accelerators]),
+    ),
+    max_size=3,
+).map(tuple)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[HostView]:
+    return [
+        host(
+            f"h{number}",
+            draw(st.integers(0, 16)) * GIB,
+            tuple(n * GIB for n in draw(st.lists(st.integers(0, 16), max_size=4))),
+            labels=draw(labels),
+            engines=draw(builds),
+            replicas_of_deployment=draw(st.integers(0, 3)),
+            model=draw(st.none() | st.integers(1, 4 * GIB).map(lambda size: ModelFile("/models/m.gguf", size))),
+        )
+        for number in range(draw(st.integers(1, 5)))
+    ]
+
+
+requests = st.builds(
+    request,
+    engine_version=st.sampled_from(["", "1", "2"]),
+    memory_bytes=st.none() | st.integers(1, 20 * GIB),
+    gpus_per_replica=st.none() | st.integers(0, 4),
+    host_selector=labels,
+    excluded_hosts=st.lists(st.sampled_from(["h0", "h1"]), max_size=2).map(tuple),
+)
+
+
+@settings(deadline=None)
+@given(requests, fleets())
+def test_chosen_host_can_do_what_is_asked_or_each_says_why_not(asked: PlacementRequest, hosts: list[HostView]) -> None:
+    answer = choose(asked, hosts)
+    if isinstance(answer, Unplaceable):
+        assert [reason.split(":")[0] for reason in answer.reasons] == [h.name for h in hosts]
+        assert all(h.name in answer.message for h in hosts)
+        return
+    placement = answer.placement
+    [there] = [h for h in hosts if h.host_id == placement.host_id]
+    assert there.host_id not in asked.excluded_hosts
+    assert asked.host_selector.items() <= there.labels.items()
+    fitting = [b for b in there.engines if b.engine == "llama_cpp" and asked.engine_version in ("", b.version)]
+    assert fitting
+    assert there.model is not None
+    assert placement.memory_bytes == need(asked, there.model)
+    if not placement.gpu_uuids:
+        assert not asked.gpus_per_replica
+        assert there.ram_free_bytes >= placement.memory_bytes
+        return
+    assert any(AcceleratorKind.NVIDIA in b.accelerators for b in fitting)
+    assert len(set(placement.gpu_uuids)) == len(placement.gpu_uuids) == (asked.gpus_per_replica or 1)
+    free = {g.uuid: g.free_bytes for g in there.gpus}
+    assert all(free[uuid] >= placement.memory_bytes for uuid in placement.gpu_uuids)
+
+
+@settings(deadline=None)
+@given(requests, fleets(), st.data())
+def test_host_that_is_chosen_alone_is_not_refused_in_company(
+    asked: PlacementRequest, hosts: list[HostView], data: st.DataObject
+) -> None:
+    alone = data.draw(st.sampled_from(hosts))
+    if isinstance(choose(asked, [alone]), Choice):
+        assert isinstance(choose(asked, hosts), Choice)
