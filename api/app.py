@@ -1,5 +1,7 @@
 """The management API: one FastAPI application."""
 
+from importlib.metadata import version
+
 from fastapi import APIRouter, FastAPI
 
 from api import docs, problems
@@ -11,10 +13,20 @@ _DESCRIPTION = """Runs AI models on fleets of GPUs and never lets go of them.
 Send `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) that name the field and the remedy.
 The OpenAI API is under `/v1`.
 """
+_GROUPS = ("deployments", "instances", "hosts", "access", "system", "host workers")
 
 
 def create_app(services: Services) -> FastAPI:
-    app = FastAPI(title="Holdfast", description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Holdfast",
+        version=version("holdfast"),
+        description=_DESCRIPTION,
+        openapi_tags=[
+            {"name": name} for name in ("deployments", "instances", "hosts", "access", "system", "host workers")
+        ],
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.services = services
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")

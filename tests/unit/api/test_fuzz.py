@@ -34,32 +34,11 @@ ODD_TEXT = [
 KINDS = ["", "application/json", "text/plain", "x"]
 ODD_NUMBERS: list[Any] = [0, -1, 2**31, 2**63, -(2**63) - 1, 10**400, 1.5, 1e308, float("inf"), float("nan"), -0.0]
 FIELDS = [
-    *(
-        "name",
-        "spec",
-        "labels",
-        "model",
-        "path",
-        "source",
-        "engine",
-        "engine_version",
-        "replicas",
-        "engine_args",
-        "env",
-    ),
-    *(
-        "env",
-        "max_model_len",
-        "concurrency",
-        "placement",
-        "host_selector",
-        "gpus_per_replica",
-        "resources",
-        "cpu_threads",
-    ),
-    *("memory_bytes", "health", "start_timeout_s", "runtime", "scope", "ttl_s", "description", "token", "machine_id"),
-    *("credential_hash", "inventory", "address", "http_port", "version", "engines", "instance_id", "fence", "sequence"),
-    *("phase", "url", "pid", "progress", "message", "ready_since", "hostname", "gpus", "uuid", "index", "kind"),
+    *("name", "spec", "labels", "model", "path", "source", "engine", "engine_version", "replicas", "engine_args"),
+    *("env", "max_model_len", "concurrency", "placement", "host_selector", "gpus_per_replica", "cpu_threads"),
+    *("resources", "memory_bytes", "health", "start_timeout_s", "runtime", "scope", "ttl_s", "description", "token"),
+    *("machine_id", "credential_hash", "inventory", "address", "http_port", "version", "engines", "instance_id"),
+    *("fence", "sequence", "phase", "url", "pid", "progress", "message", "ready_since", "hostname", "gpus", "index"),
 ]
 
 texts = st.sampled_from(ODD_TEXT) | st.text(max_size=20) | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3)
