@@ -21,6 +21,7 @@ from tests.workflows import test_continue_as_new as as_new
 from tests.workflows import test_delete as deleting
 from tests.workflows import test_host as hosts
 from tests.workflows import test_lost_host as lost_host
+from tests.workflows import test_operators as operators
 from tests.workflows import test_placement as placement
 from tests.workflows import test_recovery as recovery
 from tests.workflows import test_rollout as rollout
@@ -70,6 +71,7 @@ SCENARIOS = [
         recovery.test_failure_that_cannot_pass_stays_with_its_hint_until_a_restart_replaces_it,
     ),
     Scenario("deployment/updates_refused", updates.test_change_of_what_is_being_deleted_is_refused),
+    Scenario("deployment/cancelled", operators.test_cancelling_a_deployment_changes_nothing),
     Scenario("deployment/continued_as_new", as_new.test_deployment_goes_on_and_its_instances_survive, short=True),
     Scenario("instance/stop", lost_host.test_memory_is_free_once_the_host_says_that_the_engine_is_gone),
     Scenario("instance/crash", recovery.test_crashed_engine_is_started_again_at_once_under_a_higher_fence),
@@ -104,6 +106,12 @@ SCENARIOS = [
         "instance/host_never_answered", lost_host.test_memory_stays_booked_when_nobody_has_answered_for_the_engine
     ),
     Scenario("instance/crash_while_stopping", lost_host.test_engine_that_crashes_while_it_is_being_stopped_is_gone),
+    Scenario("instance/cancelled", operators.test_cancelled_instance_is_stopped_in_order_and_replaced),
+    Scenario("instance/cancelled_while_waiting", operators.test_instance_cancelled_while_it_looks_for_room_is_replaced),
+    Scenario("instance/start_lost", operators.test_start_that_was_lost_with_a_host_process_is_asked_for_again),
+    Scenario(
+        "instance/start_lost_then_stopped", operators.test_stop_of_what_never_reached_its_host_does_not_wait_for_it
+    ),
     Scenario("instance/continued_as_new", as_new.test_engine_goes_on_under_the_same_fence_and_is_adopted, short=True),
     Scenario(
         "instance/ended_between_runs",
@@ -124,6 +132,7 @@ SCENARIOS = [
     Scenario("host/never_takes_work", hosts.test_host_that_registers_and_never_takes_work_is_lost),
     Scenario("host/lost_then_forgotten", hosts.test_lost_host_is_forgotten),
     Scenario("host/forgotten", hosts.test_forgotten_host_loses_its_lease),
+    Scenario("host/cancelled", operators.test_cancelling_a_host_changes_nothing),
     Scenario("host/continued_as_new", as_new.test_host_goes_on_and_takes_a_lease_again, short=True),
     Scenario(
         "host/registered_between_runs",

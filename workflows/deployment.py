@@ -41,6 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from fleet.temporal import DEPLOYMENT, KIND, MODEL, REVISION, STATE
     from workflows.handles import let_go
     from workflows.instance import InstanceWorkflow
+    from workflows.projection import Numbers
 
 _RECORD = workflow.LocalActivityConfig(
     start_to_close_timeout=timedelta(seconds=10),
@@ -55,6 +56,7 @@ class DeploymentWorkflow:
     @workflow.init
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
+        self._numbers = Numbers(deployment.projection)
         self._recorded: Deployment | None = None
         self._attributes: tuple[str, int] | None = None
 
@@ -197,7 +199,7 @@ class DeploymentWorkflow:
         workflow.set_current_details(describe(self._deployment))
         if self._recorded is self._deployment:
             return
-        self._deployment = self._deployment.with_(projection=self._deployment.projection + 1)
+        self._deployment = self._deployment.with_(projection=self._numbers.after(self._deployment.projection))
         self._recorded = recorded = self._deployment
         self._set_search_attributes()
         await workflow.execute_local_activity_method(

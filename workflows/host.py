@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from fleet.states import HostState
     from fleet.temporal import HOST, KIND, STATE
     from workflows.handles import let_go
+    from workflows.projection import Numbers
 
 FOREVER = timedelta(days=3650)
 _ONCE = RetryPolicy(maximum_attempts=1)
@@ -32,6 +33,7 @@ class HostWorkflow:
     @workflow.init
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._numbers = Numbers(host.projection)
         self._recorded: Host | None = None
 
     @workflow.run
@@ -159,7 +161,7 @@ class HostWorkflow:
         if self._recorded is self._host:
             return
         changed = self._recorded is None or self._recorded.state is not self._host.state
-        self._host = self._host.with_(projection=self._host.projection + 1)
+        self._host = self._host.with_(projection=self._numbers.after(self._host.projection))
         self._recorded = recorded = self._host
         if changed:
             workflow.upsert_search_attributes(

@@ -36,6 +36,7 @@ with workflow.unsafe.imports_passed_through():
     from fleet.states import InstanceState
     from fleet.temporal import DEPLOYMENT, HOST, KIND, MODEL, REVISION, STATE
     from workflows.handles import let_go
+    from workflows.projection import Numbers
 
 FOREVER = timedelta(days=3650)
 _RECORD = workflow.LocalActivityConfig(
@@ -51,6 +52,7 @@ class InstanceWorkflow:
     @workflow.init
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
+        self._numbers = Numbers(instance.projection)
         self._last_sequence = -1
         self._lost_hosts: set[str] = set()
         self._capacity_changed = False
@@ -67,12 +69,11 @@ class InstanceWorkflow:
         except (asyncio.CancelledError, ActivityError) as error:
             if not is_cancelled_exception(error):
                 raise
-            # A person asked for it in Temporal's UI. The deployment replaces us; the host clears up what ran.
-            self._instance = self._instance.with_(stopping=True, message="cancelled by a person")
+            workflow.logger.info("cancelled by a person in the middle of something; the host clears up what ran")
         await self._end()
 
     async def _live(self) -> None:
-        while not self._instance.stopping:
+        while not self._must_end():
             self._continue_as_new_if_due()
             if self._instance.placement is not None:
                 await self._serve(self._instance.placement)
@@ -140,7 +141,7 @@ class InstanceWorkflow:
             self._instance = self._instance.with_(placement=None, state=InstanceState.PLACING)
             return
         engine = self._run_engine(placement)
-        while not (engine.done() or self._is_lost(placement) or self._instance.stopping):
+        while not (engine.done() or self._is_lost(placement) or self._must_end()):
             await self._record()
             await self._until_news(engine, placement)
             if self._engine_unknown and not engine.done():
@@ -157,14 +158,16 @@ class InstanceWorkflow:
             await self._stop_engine(engine, placement)
 
     async def _until_news(self, engine: ActivityHandle[EngineExit], placement: Placement) -> None:
-        await workflow.wait_condition(
-            lambda: (
-                engine.done()
-                or self._instance is not self._recorded
-                or self._engine_unknown
-                or self._is_lost(placement)
+        with contextlib.suppress(asyncio.CancelledError):  # then we must end, which the caller sees
+            await workflow.wait_condition(
+                lambda: (
+                    engine.done()
+                    or self._instance is not self._recorded
+                    or self._engine_unknown
+                    or self._is_lost(placement)
+                    or self._must_end()
+                )
             )
-        )
 
     def _run_engine(self, placement: Placement) -> ActivityHandle[EngineExit]:
         self._engine_unknown = False
@@ -281,10 +284,12 @@ class InstanceWorkflow:
     async def _wait(self, woken: Callable[[], bool], longest: timedelta | None, why: str) -> None:
         """Until told to stop, ``woken``, or ``longest`` has passed."""
         await self._record()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await workflow.wait_condition(
-                lambda: self._instance.stopping or woken(), timeout=longest, timeout_summary=why
-            )
+        with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):
+            await workflow.wait_condition(lambda: self._must_end() or woken(), timeout=longest, timeout_summary=why)
+
+    def _must_end(self) -> bool:
+        """Not wanted any more; or cancelled by a person in Temporal's UI, and then the deployment replaces us."""
+        return self._instance.stopping or workflow.cancellation_reason() is not None
 
     @staticmethod
     def _never() -> bool:
@@ -307,7 +312,7 @@ class InstanceWorkflow:
         workflow.set_current_details(describe(self._instance))
         if self._recorded is self._instance:
             return
-        self._instance = self._instance.with_(projection=self._instance.projection + 1)
+        self._instance = self._instance.with_(projection=self._numbers.after(self._instance.projection))
         self._recorded = recorded = self._instance
         self._set_search_attributes()
         answer = await workflow.execute_local_activity_method(ProjectionContract.record_instance, recorded, **_RECORD)
@@ -366,7 +371,7 @@ class InstanceWorkflow:
     def _due_for_continue_as_new(self) -> bool:
         # What was said about our host is not carried over: first act upon it.
         placement = self._instance.placement
-        held_up = self._instance.stopping or (placement is not None and self._is_lost(placement))
+        held_up = self._must_end() or (placement is not None and self._is_lost(placement))
         return workflow.info().is_continue_as_new_suggested() and not held_up
 
     def _continue_as_new_if_due(self) -> None:

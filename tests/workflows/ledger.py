@@ -1,6 +1,7 @@
 """What the control plane's database does for workflows, in memory and strict."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from temporalio import activity
@@ -26,6 +27,12 @@ from fleet.hosts import Host
 from fleet.instances import Instance
 from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Unplaceable
 from fleet.states import ClaimState, HostState, InstanceState
+
+Projected = Deployment | Instance | Host
+
+
+async def _go_on(_: Projected) -> None:
+    """Nothing happens."""
 
 
 @dataclass
@@ -63,6 +70,8 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
         self.tells_hosts = asyncio.Event()
         """Cleared: the answers to ``instances_on_host`` are held back."""
         self.tells_hosts.set()
+        self.after_record: Callable[[Projected], Awaitable[None]] = _go_on
+        """What happens between the writing of a row and the workflow's hearing that it is written."""
         self.master: Sealer = master_sealer("test")
         self.broken: list[str] = []
 
@@ -140,12 +149,11 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
     @activity.defn(name="record_deployment")
     async def record_deployment(self, record: DeploymentRecord) -> None:
         new = record.deployment
-        known = self.deployments.get(new.name)
-        if known is not None:
-            self._check_order(new.name, (known.projection, known), (new.projection, new))
-        self.deployments[new.name] = new
-        ready = ready_replicas(new)
-        self.fewest_ready[new.name] = min(ready, self.fewest_ready.get(new.name, ready))
+        if self._is_newer(new.name, self.deployments.get(new.name), new):
+            self.deployments[new.name] = new
+            ready = ready_replicas(new)
+            self.fewest_ready[new.name] = min(ready, self.fewest_ready.get(new.name, ready))
+        await self.after_record(new)
 
     @activity.defn(name="forget_deployment")
     async def forget_deployment(self, name: DeploymentName) -> None:
@@ -154,12 +162,12 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
     @activity.defn(name="record_instance")
     async def record_instance(self, instance: Instance) -> Recorded:
         known = self.instances.get(instance.instance_id)
-        if known is not None:
-            self._check_order(instance.instance_id, (known.projection, known), (instance.projection, instance))
-            if instance.fence < known.fence:
-                self.broken.append(f"{instance.instance_id}: fence went back from {known.fence} to {instance.fence}")
-        self.instances[instance.instance_id] = instance
-        self.timeline.setdefault(instance.instance_id, []).append(instance)
+        if known is not None and instance.fence < known.fence:
+            self.broken.append(f"{instance.instance_id}: fence went back from {known.fence} to {instance.fence}")
+        if self._is_newer(instance.instance_id, known, instance):
+            self.instances[instance.instance_id] = instance
+            self.timeline.setdefault(instance.instance_id, []).append(instance)
+        await self.after_record(instance)
         return Recorded(claim_lost=instance.placement is not None and not self._bind(instance))
 
     def _bind(self, instance: Instance) -> bool:
@@ -175,19 +183,20 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
 
     @activity.defn(name="record_host")
     async def record_host(self, host: Host) -> None:
-        known = self.hosts.get(host.host_id)
-        if known is not None:
-            self._check_order(host.host_id, (known.projection, known), (host.projection, host))
         if host.state is HostState.FORGOTTEN:
             self.hosts.pop(host.host_id, None)
             self.room.pop(host.host_id, None)
-        else:
+        elif self._is_newer(host.host_id, self.hosts.get(host.host_id), host):
             self.hosts[host.host_id] = host
+        await self.after_record(host)
 
-    def _check_order(self, name: str, known: tuple[int, object], new: tuple[int, object]) -> None:
-        # Local activities may run twice, but then they say the same.
-        if new[0] < known[0] or (new[0] == known[0] and new[1] != known[1]):
-            self.broken.append(f"{name}: projection {new[0]} written over {known[0]}")
+    def _is_newer(self, name: str, known: Projected | None, new: Projected) -> bool:
+        """As the database: what is not newer is not written. Workflows must not lose anything by that."""
+        if known is None or new.projection > known.projection:
+            return True
+        if new != known:
+            self.broken.append(f"{name}: projection {new.projection} came after {known.projection} and says otherwise")
+        return False
 
     # -- questions --------------------------------------------------------------------------------------------
 

@@ -4,10 +4,13 @@ import asyncio
 
 from temporalio.client import WorkflowExecutionStatus
 
-from fleet.instances import EngineExit, EnginePhase, StopRequest
+from fleet.deployments import Deployment
+from fleet.instances import EngineExit, EnginePhase, InstanceNews, StopRequest
 from fleet.states import InstanceState
 from tests.workflows.hosts import FakeEngine, FakeHost
+from tests.workflows.ledger import Projected
 from tests.workflows.world import Handle, World
+from workflows.deployment import DeploymentWorkflow
 from workflows.host import HostWorkflow
 from workflows.instance import InstanceWorkflow
 
@@ -108,6 +111,29 @@ async def lose_lease(world: World, host: FakeHost) -> None:
     known = host.leases
     host.stop_lease()
     await world.until(lambda: host.leases > known, "next lease")
+
+
+async def test_nothing_recorded_is_lost_when_news_comes_just_when_going_on_as_new(short_world: World) -> None:
+    """Then Temporal discards the task in which it was recorded, and the next one records more under another number."""
+    world = short_world
+    await world.add_host()
+    name = await world.deploy_ready(1)
+    instance_id = world.fleet.of(name)[0].instance_id
+    news = iter(range(1, 21))
+    told: list[asyncio.Task[None]] = []
+
+    async def tell_more(row: Projected) -> None:
+        if isinstance(row, Deployment) and (n := next(news, None)):
+            word = InstanceNews(instance_id=instance_id, state=InstanceState.READY, message=f"news {n}")
+            telling = asyncio.create_task(world.deployment(name).signal(DeploymentWorkflow.instance_news, word))
+            # Once a task was discarded, the server keeps news back until the next one has ended: do not wait for that.
+            await asyncio.wait({telling}, timeout=0.2)
+            told.append(telling)
+
+    world.fleet.after_record = tell_more
+    await world.change(name, labels={"a": "b"})
+    await world.until(lambda: world.fleet.deployments[name].instances[instance_id].message == "news 20", "last news")
+    await asyncio.gather(*told)
 
 
 async def test_host_goes_on_and_takes_a_lease_again(short_world: World) -> None:

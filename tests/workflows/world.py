@@ -64,7 +64,7 @@ class World:
         await self._worker.__aexit__(None, None, None)
         overbooked = [h for h in self.fleet.room if self.fleet._free(h) < 0]
         assert not overbooked, f"more claims than room on {overbooked}"
-        assert self.fleet.broken == []
+        assert not self.fleet.broken, "\n".join(self.fleet.broken)
 
     def _control(self) -> Worker:
         f = self.fleet
