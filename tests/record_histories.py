@@ -7,6 +7,7 @@ it replaces theirs. A released workflow's histories are never replaced: see ``do
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -216,3 +217,5 @@ async def main(names: list[str]) -> None:
 
 if __name__ == "__main__":
     asyncio.run(main(sys.argv[1:]))
+    sys.stdout.flush()
+    os._exit(0)  # Temporal's library can abort while the interpreter takes itself apart

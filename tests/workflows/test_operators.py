@@ -90,5 +90,5 @@ async def _host_that_loses_the_next_start(world: World) -> tuple[FakeHost, list[
         else:
             await start(launch, token)  # type: ignore[arg-type]
 
-    host._start = lose_first  # type: ignore[method-assign,assignment]
+    host._start = lose_first  # type: ignore[method-assign]
     return host, lost

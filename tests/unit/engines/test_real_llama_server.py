@@ -1,0 +1,90 @@
+"""The adapter against the program itself: what it takes, says and prints."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fleet.engines.adapter import Start
+from fleet.engines.failures import classify
+from fleet.engines.llama_cpp import LlamaCpp
+from fleet.engines.spec import EngineSpec
+from tests.unit.gateway.process import free_port
+
+pytestmark = pytest.mark.slow
+
+ADAPTER = LlamaCpp()
+
+
+@contextmanager
+def started(binary: Path, model: Path | str, log: Path, *args: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process and its base URL."""
+    spec = EngineSpec(engine="llama_cpp", engine_version="", model_path=str(model), served_name="small", args=args)
+    port = free_port()
+    command = ADAPTER.command(Start(binary, spec, str(model), (), "127.0.0.1", port, os.cpu_count() or 1))
+    with log.open("wb") as output, subprocess.Popen(command.argv, stdout=output, stderr=output) as process:
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def until_healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(url + ADAPTER.health_path, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"not healthy; exit code {process.poll()}")
+
+
+@pytest.mark.parametrize("args", [(), ("--ctx-size=512", "-np", "1", "--cache-ram", "0"), ("--embedding",)])
+def test_command_line_works_and_a_kill_is_seen_as_one(
+    llama_server_binary: Path, small_model: Path, tmp_path: Path, args: tuple[str, ...]
+) -> None:
+    log = tmp_path / "log"
+    with started(llama_server_binary, small_model, log, *args) as (process, url):
+        until_healthy(url, process)
+        spec = EngineSpec(engine="llama_cpp", engine_version="", model_path="", served_name="small", args=args)
+        probe = ADAPTER.readiness(spec)
+        answer = httpx.post(url + probe.path, json=probe.body, timeout=60, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        assert ADAPTER.busy(httpx.get(url + ADAPTER.metrics_path, trust_env=False).text) == 0
+        process.send_signal(signal.SIGKILL)
+        code = process.wait(10)
+    found = classify(code, log.read_text(), served=False, extra=ADAPTER.failure_patterns)
+    assert (found.failure_class, found.retry) == ("killed", True), log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "expected"),
+    [
+        ("/nonexistent.gguf", (), "not_found"),
+        ("not-a-model.gguf", (), "corrupt_file"),
+        (None, ("--bogus",), "bad_flag"),
+        (None, ("--ctx-size", "many"), "bad_flag"),
+    ],
+)
+def test_start_that_fails_is_understood(
+    llama_server_binary: Path,
+    small_model: Path,
+    tmp_path: Path,
+    model: str | None,
+    args: tuple[str, ...],
+    expected: str,
+) -> None:
+    (tmp_path / "not-a-model.gguf").write_text("this is no model, whatever its name says\n")
+    path = tmp_path / model if model else small_model
+    with started(llama_server_binary, path, tmp_path / "log", *args) as (process, _):
+        code = process.wait(60)
+    found = classify(code, (tmp_path / "log").read_text(), served=False, extra=ADAPTER.failure_patterns)
+    assert (found.failure_class, code) == (expected, 1), found.log_tail
