@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-import signal
 from typing import Any
 
+import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -21,7 +21,7 @@ from fleet.db.session import Database
 from fleet.host_client import HostClient
 from fleet.logs import configure_logging
 from fleet.model_files import ModelFiles
-from fleet.serving import CannotListen, listen, serving
+from fleet.serving import CannotListen, listen, run_until_told, serving
 from fleet.settings import Settings
 from fleet.temporal import connect
 
@@ -99,19 +99,10 @@ def gateway_main(settings: Settings) -> int:
 
 
 def _main(settings: Settings, serve: Any) -> int:
-    import uvloop
-
     configure_logging()
 
-    async def until_told() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve(settings, stop)
-
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(until_told())
+        run_until_told(lambda stop: serve(settings, stop), uvloop.new_event_loop)
     except CannotListen as error:
         log.error("%s: set HOLDFAST_PORT or HOLDFAST_BIND", error)
         return 1

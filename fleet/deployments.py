@@ -200,7 +200,7 @@ def phase(deployment: Deployment) -> DeploymentPhase:
         return DeploymentPhase.FAILED
     if any(i.state in _TROUBLED for i in live):
         return DeploymentPhase.DEGRADED
-    if ready == 0 and live and all(i.state in _WAITING for i in live):
+    if ready == 0 and all(i.state in _WAITING for i in live):
         return DeploymentPhase.PENDING
     return DeploymentPhase.DEPLOYING
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import uvicorn
@@ -57,6 +58,22 @@ async def serving(app: Any, listening: socket.socket, *, grace_s: float = 5.0, *
         server.should_exit = True
         await task
         listening.close()
+
+
+def run_until_told(
+    serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> None:
+    """Run ``serve`` until it returns; SIGTERM and SIGINT set the event that it gets."""
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(stop)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(until_told())
 
 
 async def until_done_or(stop: asyncio.Event, work: Any) -> Any:

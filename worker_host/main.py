@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 from datetime import timedelta
 from importlib.metadata import version
 
@@ -19,7 +18,7 @@ from fleet.access.secrets import digest
 from fleet.inventory import Inventory, Registration
 from fleet.join import Identity
 from fleet.logs import configure_logging
-from fleet.serving import CannotListen, listen, serving, until_done_or
+from fleet.serving import CannotListen, listen, run_until_told, serving, until_done_or
 from fleet.settings import Settings
 from fleet.temporal import connect_patiently
 from worker_host.control_plane import ControlPlane, Gone
@@ -155,6 +154,7 @@ class HostProcess:
             models=self._settings.home / "models",
             logs=self._logs,
             running=lambda: len(self._supervisor.running()),
+            metrics_of=self._supervisor.metrics,
         ).app()
 
 
@@ -181,14 +181,8 @@ async def _prepare(settings: Settings) -> HostProcess:
 def main(settings: Settings) -> int:
     configure_logging()
 
-    async def until_told() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await run(settings, stop)
-
     try:
-        asyncio.run(until_told())
+        run_until_told(lambda stop: run(settings, stop))
     except (CannotJoin, CannotListen) as error:
         log.error("%s", error)
         return 1

@@ -39,11 +39,16 @@ class EngineProbe:
 
     async def busy(self) -> int | None:
         """Requests that it works on; None when it does not say."""
+        text = await self.metrics()
+        return self.adapter.busy(text) if text is not None else None
+
+    async def metrics(self) -> str | None:
+        """In Prometheus' format; None when it does not answer."""
         try:
             answer = await self.http.get(self.base_url + self.adapter.metrics_path, timeout=2.0)
         except httpx.HTTPError:
             return None
-        return self.adapter.busy(answer.text) if answer.status_code == 200 else None
+        return answer.text if answer.status_code == 200 else None
 
     async def _stage(self, probe: Probe, longest_s: float) -> str:
         """What is still missing; empty when it is ready."""

@@ -24,6 +24,7 @@ _FOLLOW_S = 0.25
 _CHUNK = 64 << 10
 _MOST_TAIL = 100_000
 _GGUF_MAGIC = b"GGUF"
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -35,6 +36,8 @@ class HostServer:
     logs: EngineLogs
     running: Callable[[], int]
     """How many engines this host answers for."""
+    metrics_of: Callable[[str], Awaitable[str | None]]
+    """What an engine says of itself, by instance id; None when it runs here no more or does not answer."""
 
     def app(self) -> Starlette:
         return Starlette(
@@ -42,6 +45,7 @@ class HostServer:
                 Route("/healthz", self._healthz),
                 Route("/files", self._guarded(self._file)),
                 Route("/engines/{instance:path}/log", self._guarded(self._log)),
+                Route("/engines/{instance:path}/metrics", self._guarded(self._engine_metrics)),
                 Route("/metrics", self._guarded(self._metrics)),
             ]
         )
@@ -79,6 +83,13 @@ class HostServer:
         follow = request.query_params.get("follow", "").lower() in ("1", "true", "yes")
         return StreamingResponse(_read(path, tail, follow=follow), media_type="text/plain; charset=utf-8")
 
+    async def _engine_metrics(self, request: Request) -> Response:
+        instance = request.path_params["instance"]
+        text = await self.metrics_of(instance)
+        if text is None:
+            return JSONResponse({"detail": f"no engine of {instance} answers on this host"}, 404)
+        return PlainTextResponse(text, media_type=_PROMETHEUS)
+
     async def _metrics(self, _request: Request) -> Response:
         registry = CollectorRegistry()
         ram = psutil.virtual_memory()
@@ -88,7 +99,7 @@ class HostServer:
             ("holdfast_host_ram_available_bytes", "RAM that is available", ram.available),
         ):
             Gauge(name, text, registry=registry).set(value)
-        return PlainTextResponse(generate_latest(registry), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(generate_latest(registry), media_type=_PROMETHEUS)
 
 
 def file_facts(path: Path) -> FileFacts:

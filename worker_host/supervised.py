@@ -30,6 +30,10 @@ BEAT_S = 20.0
 """A third of ``Timings.engine_heartbeat``."""
 _RETRY_S = 2.0
 _BUSY_POLL_S = 0.2
+_WITHDRAW_S = 3.0
+_GATEWAYS_REFRESH_S = 0.6
+_SUSPEND_DRAIN_S = 10.0
+"""A person waits for the host to end."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,26 @@ class SupervisedEngine:
         """Stop the process but stay responsible: the next host process starts it again under the same fence."""
         await self.let_go()
         process = self._record.process
+        served = self._record.ready_since is not None
         if self._record.ended is None:
             self._save(suspended=True, ready_since=None)
-        if process is not None and self._parts.runtime.alive(process):
-            await self._stop_process(process)
+        if process is None or not self._parts.runtime.alive(process):
+            return
+        if served:
+            await self._withdraw()
+            await self._drain(min(self._drain_s, _SUSPEND_DRAIN_S))
+        await self._stop_process(process)
+
+    async def _withdraw(self) -> None:
+        """Let no more requests come. If nobody listens now (all is being stopped), so be it."""
+        report = self._next_report(EnginePhase.STARTING, "its host is being stopped")
+        with contextlib.suppress(asyncio.TimeoutError, Gone):
+            async with asyncio.timeout(_WITHDRAW_S):
+                await self._parts.control_plane.report(report)
+                await asyncio.sleep(_GATEWAYS_REFRESH_S)
+
+    async def metrics(self) -> str | None:
+        return await self._probe().metrics() if self._record.port is not None else None
 
     async def gone(self) -> None:
         """Until nothing is left of it."""
@@ -215,13 +235,13 @@ class SupervisedEngine:
         process = self._record.process or await asyncio.to_thread(self._parts.runtime.find, self._record.ref)
         if process is None or not self._parts.runtime.alive(process):
             return
-        await self._drain()
+        await self._drain(self._drain_s)
         await self._stop_process(process)
 
-    async def _drain(self) -> None:
+    async def _drain(self, longest_s: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            async with asyncio.timeout(self._drain_s):
-                while self._drain_s and await self._probe().busy():
+            async with asyncio.timeout(longest_s):
+                while self._drain_s and await self._probe().busy():  # ``stop`` may cut it short
                     await asyncio.sleep(_BUSY_POLL_S)
 
     async def _stop_process(self, process: ProcessRef) -> None:
@@ -291,9 +311,12 @@ class SupervisedEngine:
                 pass
 
     def _report(self, phase: EnginePhase, message: str = "") -> None:
+        self._reports.put_nowait(self._next_report(phase, message))
+
+    def _next_report(self, phase: EnginePhase, message: str) -> EngineReport:
         self._save(sequence=self._record.sequence + 1)
         process, port = self._record.process, self._record.port
-        report = EngineReport(
+        return EngineReport(
             instance_id=self._record.launch.instance_id,
             fence=self._record.launch.fence,
             sequence=self._record.sequence,
@@ -303,7 +326,6 @@ class SupervisedEngine:
             message=message,
             ready_since=self._record.ready_since,
         )
-        self._reports.put_nowait(report)
 
     async def _send_reports(self) -> None:
         while True:

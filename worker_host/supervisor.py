@@ -57,6 +57,11 @@ class Supervisor:
         if known is not None:
             known.look()
 
+    async def metrics(self, instance_id: str) -> str | None:
+        """What the engine says of itself; None when it is not ours (any more) or does not answer."""
+        known = self._engines.get(instance_id)
+        return await known.metrics() if known is not None else None
+
     def running(self) -> list[EngineRef]:
         """What this host answers for or finds running: its memory is in use."""
         strays = {ref for ref, _ in self._parts.runtime.all()}

@@ -6,7 +6,6 @@ what they need and hands them to the worker.
 
 import asyncio
 import logging
-import signal
 from datetime import timedelta
 
 from temporalio.client import Client
@@ -23,6 +22,7 @@ from fleet.db.session import Database
 from fleet.host_client import HostClient
 from fleet.logs import configure_logging
 from fleet.model_files import ModelFiles
+from fleet.serving import run_until_told
 from fleet.settings import Settings
 from fleet.temporal import connect_patiently, ensure_search_attributes
 from fleet.temporal_server import SEARCH_ATTRIBUTES
@@ -81,12 +81,5 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 
 def main(settings: Settings) -> int:
     configure_logging()
-
-    async def until_told() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await run(settings, stop)
-
-    asyncio.run(until_told())
+    run_until_told(lambda stop: run(settings, stop))
     return 0

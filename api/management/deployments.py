@@ -16,6 +16,7 @@ from api.problems import invalid
 from api.state import AdminDep, Services, ServicesDep
 from fleet import ids
 from fleet.access.sealing import MASK
+from fleet.db.projections import deployment_row
 from fleet.db.tables import DeploymentRow
 from fleet.deployments import Accepted, Deployment, DeploymentChange
 from fleet.errors import Conflict, InvalidInput, NotFound
@@ -248,25 +249,11 @@ def _all(session: Session) -> list[DeploymentRow]:
     return list(session.exec(select(DeploymentRow).order_by(col(DeploymentRow.name))).all())
 
 
-def _not_yet(d: Deployment) -> DeploymentRow:
+def _not_yet(deployment: Deployment) -> DeploymentRow:
     """Accepted, but no controller has picked it up yet."""
-    return DeploymentRow(
-        name=d.name,
-        labels=d.labels,
-        spec=d.spec.model_dump(mode="json"),
-        engine=d.engine,
-        engine_version=d.engine_version,
-        generation=d.generation,
-        revision=d.revision,
-        launch=d.launch,
-        phase="pending",
-        desired_replicas=d.desired,
-        ready_replicas=0,
-        message="accepted; waits for a controller",
-        projection=0,
-        created_at=d.created_at,
-        updated_at=d.created_at,
-    )
+    row = deployment_row(deployment, run_id="")
+    row.message, row.updated_at = "accepted; waits for a controller", deployment.created_at
+    return row
 
 
 def _generation(if_match: str | None) -> int | None:

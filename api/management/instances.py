@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 from sqlmodel import Session, col, select
 
@@ -72,6 +72,19 @@ async def logs(
     stream = _stream(services, host, instance_id, params)
     first = await anext(stream)  # errors come before the answer has begun
     return StreamingResponse(_prepend(first, stream), media_type="text/plain; charset=utf-8")
+
+
+@router.get("/{instance_id:path}/metrics", summary="What an engine says of itself (Prometheus)")
+async def metrics(instance_id: str, services: ServicesDep, _admin: AdminDep) -> PlainTextResponse:
+    row = await _existing(services, instance_id)
+    host = await _host_of(services, row)
+    try:
+        text = await services.hosts.engine_metrics(host, instance_id)
+    except HostUnreachable as error:
+        raise Unavailable(f"the host does not answer: {error}", hint="see `holdfast hosts`") from error
+    if text is None:
+        raise NotFound(f"the engine of {instance_id} does not answer ({row.state})", hint="wait until it is ready")
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/{instance_id:path}", summary="Read an instance")

@@ -5,6 +5,8 @@ from sqlmodel import Session, col, select
 
 from fleet.db import registry
 from fleet.db.tables import DeploymentRow, EndpointRow, InstanceRow, now
+from fleet.deployments import Deployment, message, phase, ready_replicas
+from fleet.instances import Instance
 from fleet.states import EndpointState, InstanceState
 
 
@@ -74,3 +76,50 @@ def _publish(session: Session, row: InstanceRow, capacity: int) -> None:
     if known is None or known.model_dump() != wanted.model_dump():
         session.merge(wanted)
         registry.bump(session)
+
+
+def deployment_row(d: Deployment, run_id: str) -> DeploymentRow:
+    text, hint = message(d)
+    return DeploymentRow(
+        name=d.name,
+        labels=d.labels,
+        spec=d.spec.model_dump(mode="json"),
+        engine=d.engine,
+        engine_version=d.engine_version,
+        generation=d.generation,
+        revision=d.revision,
+        launch=d.launch,
+        phase=phase(d),
+        desired_replicas=d.desired,
+        ready_replicas=ready_replicas(d),
+        message=text,
+        hint=hint,
+        stopped=d.stopped,
+        create_key=d.create_key,
+        run_id=run_id,
+        projection=d.projection,
+        created_at=d.created_at,
+    )
+
+
+def instance_row(instance: Instance) -> InstanceRow:
+    placement = instance.placement
+    return InstanceRow(
+        id=instance.instance_id,
+        deployment=instance.deployment,
+        revision=instance.revision,
+        launch=instance.launch,
+        slot=instance.slot,
+        state=instance.state,
+        host_id=placement.host_id if placement else None,
+        gpu_uuids=list(placement.gpu_uuids) if placement else [],
+        memory_bytes=placement.memory_bytes if placement else 0,
+        endpoint=instance.endpoint,
+        pid=instance.pid,
+        fence=instance.fence,
+        restarts=instance.restarts,
+        message=instance.message,
+        hint=instance.hint,
+        progress=instance.progress,
+        projection=instance.projection,
+    )

@@ -139,6 +139,19 @@ def test_a_changed_spec_replaces_the_engine(stack: Stack, small_model: Path) -> 
     assert old["pid"] not in stack.engine_pids()
 
 
+def test_metrics_of_an_engine_are_read_through_the_api(stack: Stack, small_model: Path) -> None:
+    stack.deploy("count", str(small_model))
+    stack.until_ready("count")
+    instance = stack.instances("count")[0]["id"]
+    asker(stack)("count")
+    answer = stack.http.get(f"/instances/{instance}/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "llamacpp:tokens_predicted_total" in answer.text
+    own = httpx.get(f"{stack.url}/metrics", headers={"authorization": f"Bearer {stack.key}"}).text
+    assert 'holdfast_deployments{state="ready"} 1.0' in own
+    assert "holdfast_gateway" in own
+
+
 def test_logs_are_read_and_followed_through_the_api(stack: Stack, small_model: Path) -> None:
     stack.deploy("talk", str(small_model))
     stack.until_ready("talk")

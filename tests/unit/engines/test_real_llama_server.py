@@ -47,7 +47,9 @@ def until_healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise AssertionError(f"not healthy; exit code {process.poll()}")
 
 
-@pytest.mark.parametrize("args", [(), ("--ctx-size=512", "-np", "1", "--cache-ram", "0"), ("--embedding",)])
+@pytest.mark.parametrize(
+    "args", [(), ("--ctx-size=512", "-np", "1", "--cache-ram", "0"), ("--embedding", "--pooling", "mean")]
+)
 def test_command_line_works_and_a_kill_is_seen_as_one(
     llama_server_binary: Path, small_model: Path, tmp_path: Path, args: tuple[str, ...]
 ) -> None:

@@ -244,7 +244,7 @@ def test_instance_that_is_gone_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("d", "expected"),
     [
-        (deployment(1), DeploymentPhase.DEPLOYING),
+        (deployment(1), DeploymentPhase.PENDING),
         (deployment(1, 1, view(1, state=InstanceState.PENDING)), DeploymentPhase.PENDING),
         (deployment(1, 1, view(1, state=InstanceState.PLACING)), DeploymentPhase.PENDING),
         (deployment(1, 1, view(1, state=STARTING)), DeploymentPhase.DEPLOYING),

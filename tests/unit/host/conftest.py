@@ -37,6 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervised, "BEAT_S", 0.05)
     monkeypatch.setattr(supervised, "_RETRY_S", 0.05)
     monkeypatch.setattr(supervised, "_BUSY_POLL_S", 0.02)
+    monkeypatch.setattr(supervised, "_GATEWAYS_REFRESH_S", 0.02)
     monkeypatch.setattr(lease, "BEAT_S", 0.02)
     monkeypatch.setattr(LlamaCpp, "stop_grace_s", 5.0)
 

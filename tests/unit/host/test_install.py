@@ -71,6 +71,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, environment: Path) -> list[list[st
     return seen
 
 
+@pytest.mark.slow
 async def test_engine_is_installed_into_an_environment_of_its_own_without_its_dependencies(
     wheel: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Who may stop an engine, who takes it over, and what a host does with those that nobody wants."""
 
+import asyncio
 import os
 import signal
 from typing import Any
@@ -206,6 +207,21 @@ async def test_record_that_cannot_be_read_costs_a_restart_and_not_the_host(world
 
 
 # -- suspended: this host was told to end, and its engines with it -------------------------------------------------
+
+
+async def test_suspended_engine_is_withdrawn_and_finishes_its_requests_first(world: World) -> None:
+    process = await world.serving()
+    await eventually(lambda: world.control_plane.phases()[-1:] == [EnginePhase.READY])
+    world.be_busy(busy=True)
+    suspending = asyncio.create_task(world.supervisor.suspend())
+    report = await eventually(lambda: world.control_plane.reports[2:])
+    assert (report[0].phase, report[0].url) == (EnginePhase.STARTING, None)
+    done, _ = await asyncio.wait({suspending}, timeout=0.2)
+    assert not done
+    assert world.alive(process)
+    world.be_busy(busy=False)
+    await suspending
+    assert not world.alive(process)
 
 
 async def test_suspended_engine_starts_again_once_it_is_confirmed(world: World) -> None:

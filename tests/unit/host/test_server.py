@@ -44,7 +44,11 @@ def host(models: Path, logs: EngineLogs, door: Door) -> HostAddress:
     """The address of a real server."""
     temporal = TemporalAccess(address="127.0.0.1:1", namespace="default")
     identity = Identity(host_id="h1", name="h", server="http://127.0.0.1:1", credential=CREDENTIAL, temporal=temporal)
-    door.app = HostServer(identity=identity, models=models, logs=logs, running=lambda: 3).app()
+
+    async def metrics_of(instance: str) -> str | None:
+        return "requests 1\n" if instance == "smol/1-ab" else None
+
+    door.app = HostServer(identity=identity, models=models, logs=logs, running=lambda: 3, metrics_of=metrics_of).app()
     return HostAddress("h1", "127.0.0.1", door.port, digest(CREDENTIAL))
 
 
@@ -313,3 +317,10 @@ def chatty(path: Path) -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
+
+
+async def test_metrics_of_an_engine_are_passed_on_and_of_another_are_not_found(
+    host: HostAddress, client: HostClient
+) -> None:
+    assert await client.engine_metrics(host, "smol/1-ab") == "requests 1\n"
+    assert await client.engine_metrics(host, "smol/2-cd") is None
