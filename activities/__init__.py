@@ -1,0 +1,1 @@
+"""What workflows ask for: one file per kind of side effect."""

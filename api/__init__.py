@@ -1,0 +1,1 @@
+"""The front end: management REST and the inference gateway."""

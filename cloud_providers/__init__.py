@@ -1,0 +1,1 @@
+"""One file per cloud behind one protocol. None yet."""

@@ -1,0 +1,1 @@
+"""How Holdfast is installed. Today: from a checkout, by the Makefile."""

@@ -1,0 +1,1 @@
+"""The domain, used by all and knowing none of them."""

@@ -100,13 +100,17 @@ class Process:
 class Stack:
     """Temporal, controller, API and any number of hosts. ``start`` returns when the API is ready."""
 
-    def __init__(self, folder: Path, *, engines: Path, database_url: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, engines: Path, database_url: str = "", env: Mapping[str, str] | None = None
+    ) -> None:
+        """``env``: more settings, e.g. ``HOLDFAST_TEMPORAL_ADDRESS`` of a server that is not ours."""
         self.home = folder / "home"
         (self.home / "models").mkdir(parents=True)
         (self.home / "engines").symlink_to(engines)
         api, temporal, ui = free_ports(3)
+        more = {name.removeprefix("HOLDFAST_").lower(): value for name, value in (env or {}).items()}
         self.settings = Settings(
-            home=self.home, port=api, temporal_port=temporal, temporal_ui_port=ui, database_url=database_url
+            home=self.home, port=api, temporal_port=temporal, temporal_ui_port=ui, database_url=database_url, **more
         )
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")} | {
             "HOLDFAST_HOME": str(self.home),
@@ -114,6 +118,7 @@ class Stack:
             "HOLDFAST_TEMPORAL_PORT": str(temporal),
             "HOLDFAST_TEMPORAL_UI_PORT": str(ui),
             "HOLDFAST_DATABASE_URL": database_url,
+            **(env or {}),
         }
         self._logs = folder / "logs"
         self.temporal = Process("temporal", command_for(self.settings), self.env, self._logs / "temporal.log")
@@ -135,7 +140,8 @@ class Stack:
         return Process(name or command, argv, {**self.env, **env}, log)
 
     def start(self) -> None:
-        self.temporal.start()
+        if self.settings.embedded_temporal:
+            self.temporal.start()
         self.controller.start()
         self.api.start()
         try:

@@ -29,8 +29,9 @@ def new_stack(tmp_path_factory: pytest.TempPathFactory, engines_folder: Path) ->
     """Makes stacks and leaves nothing of them."""
     made: list[Stack] = []
 
-    def new(database_url: str = "") -> Stack:
-        stack = Stack(tmp_path_factory.mktemp("stack"), engines=engines_folder, database_url=database_url)
+    def new(database_url: str = "", **env: str) -> Stack:
+        folder = tmp_path_factory.mktemp("stack")
+        stack = Stack(folder, engines=engines_folder, database_url=database_url, env=env)
         made.append(stack)
         stack.start()
         return stack

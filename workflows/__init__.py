@@ -1,0 +1,1 @@
+"""What must become and stay true: one file per long-running entity."""

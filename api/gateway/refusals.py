@@ -52,6 +52,10 @@ def shown(text: str) -> str:
     return cut.encode("utf-8", "replace").decode("utf-8")
 
 
+def refused_by_engine(message: str) -> Refusal:
+    return Refusal(400, f"The engine cannot do this: {shown(message)}", code="refused_by_engine")
+
+
 def unknown_url(method: str, path: str) -> Refusal:
     return Refusal(
         404,

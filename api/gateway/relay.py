@@ -11,6 +11,7 @@ from api.gateway.events import EventStream, error_event
 from api.gateway.metrics import Metrics
 from api.gateway.request import Send
 from api.gateway.upstream import Upstream
+from fleet.policy.blame import clients_fault
 from fleet.policy.least_load import least_loaded
 from fleet.policy.retry_budget import RetryBudget
 
@@ -19,6 +20,8 @@ _log = logging.getLogger(__name__)
 CLIENT_LEFT = 499
 """In metrics only: nobody is there to get an answer."""
 _BROKEN_OFF = 502
+_MAY_BE_THE_CLIENTS = (500, 501)
+_JUDGED_BYTES = 64 << 10
 
 
 @dataclass(slots=True)
@@ -108,8 +111,14 @@ class Relay:
 
     async def _pass_on(self, call: Call, exchange: "_Exchange", connection: Connection, send: Send) -> int:
         status = connection.status
+        begun = b""
+        if status in _MAY_BE_THE_CLIENTS and not connection.event_stream:
+            begun = await self._judge(connection, status)
         await send({"type": "http.response.start", "status": status, "headers": connection.headers})
         try:
+            if begun:
+                await self._finish(exchange, connection, send, begun)
+                return status
             if connection.event_stream:
                 await self._pass_events(call, exchange, connection, send)
             else:
@@ -121,6 +130,24 @@ class Relay:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             return _BROKEN_OFF
         return status
+
+    @staticmethod
+    async def _judge(connection: Connection, status: int) -> bytes:
+        """The beginning of an error that is the engine's own. Raises ``Refusal`` when the request is at fault."""
+        body = b""
+        while not connection.ended and len(body) < _JUDGED_BYTES:
+            body += await connection.read()
+        if (message := clients_fault(status, body)) is not None:
+            raise refusals.refused_by_engine(message)
+        return body
+
+    async def _finish(self, exchange: "_Exchange", connection: Connection, send: Send, begun: bytes) -> None:
+        ended = connection.ended
+        if ended:
+            exchange.settle()
+        await send({"type": "http.response.body", "body": begun, "more_body": not ended})
+        if not ended:
+            await self._pass_bytes(exchange, connection, send)
 
     async def _pass_bytes(self, exchange: "_Exchange", connection: Connection, send: Send) -> None:
         more = True

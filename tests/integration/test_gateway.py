@@ -93,10 +93,53 @@ def test_a_prompt_is_completed(client: openai.OpenAI) -> None:
     assert answer.choices[0].text
 
 
+HI = [{"role": "user", "content": "hi"}]
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
+BAD: list[tuple[str, dict[str, object]]] = [
+    ("chat/completions", {}),
+    ("chat/completions", {"messages": "abc"}),
+    ("chat/completions", {"messages": []}),
+    ("chat/completions", {"messages": [1]}),
+    ("chat/completions", {"messages": [{}]}),
+    ("chat/completions", {"messages": [{"role": "x", "content": "hi"}], "max_tokens": 1}),
+    ("chat/completions", {"messages": IMAGE}),
+    ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "foo"}]}]}),
+    ("chat/completions", {"messages": HI, "max_tokens": "x"}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "temperature": "hot"}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "n": 0}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "stop": 5}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "response_format": {"type": "foo"}}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "tools": "x"}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "tools": [{"type": "function"}]}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "logit_bias": "x"}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "grammar": "root ::= ("}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "stream": "yes"}),
+    ("chat/completions", {"messages": HI, "max_tokens": 1, "stream": True, "tools": "x"}),
+    ("chat/completions", {"messages": [{"role": "user", "content": "word " * 9000}], "max_tokens": 1}),
+    ("completions", {}),
+    ("completions", {"prompt": None}),
+    ("completions", {"prompt": ["a", 1.5]}),
+    ("completions", {"prompt": [99999999], "max_tokens": 1}),
+    ("completions", {"prompt": {"a": 1}, "max_tokens": 1}),
+    ("embeddings", {"input": "a"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), BAD, ids=range(len(BAD)))
+def test_nothing_that_a_client_asks_of_an_engine_gives_a_5xx(
+    client: openai.OpenAI, path: str, body: dict[str, object]
+) -> None:
+    headers = {"authorization": f"Bearer {client.api_key}"}
+    answer = httpx.post(f"{client.base_url}{path}", json={"model": "m", **body}, headers=headers, timeout=60)
+    assert answer.status_code < 500, answer.text
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
+
+
 def test_what_the_engine_cannot_do_it_says_itself(client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as error:
         client.embeddings.create(model="m", input="hello")
-    assert error.value.status_code == 501
+    assert error.value.status_code == 400
     assert "--embedding" in error.value.message
 
 

@@ -1,10 +1,13 @@
+import json
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.policy.blame import clients_fault
 from fleet.policy.least_load import least_loaded
 from fleet.policy.retry_budget import RetryBudget
 
@@ -78,3 +81,25 @@ def test_the_budget_never_gives_more_than_it_got(steps: list[tuple[bool, float]]
             earned += pause
             given_ += budget.take(now)
     assert given_ <= earned + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "blamed"),
+    [
+        (500, "Failed to parse tools: Expected 'tools' to be an array", True),
+        (500, "image input is not supported - hint: you may need to provide the mmproj", True),
+        (501, "This server does not support embeddings. Start it with `--embeddings`", True),
+        (500, "CUDA error: an illegal memory access was encountered", False),
+        (500, "Compute error.", False),
+        (503, "Loading model", False),
+        (502, "image input is not supported", False),
+    ],
+)
+def test_an_engines_error_is_blamed_on_who_caused_it(status: int, message: str, blamed: bool) -> None:
+    body = json.dumps({"error": {"message": message, "code": status}}).encode()
+    assert clients_fault(status, body) == (message if blamed else None)
+
+
+@given(st.sampled_from([500, 501]), st.binary() | st.text().map(str.encode))
+def test_whatever_an_engine_prints_can_be_judged(status: int, body: bytes) -> None:
+    assert clients_fault(status, body) is None or b"error" in body

@@ -93,13 +93,30 @@ async def test_engine_errors_pass_through(world: World, gateway: Gateway) -> Non
 
     async with raw_engine(refuse) as engine:
         client = await serving(world, gateway, engine)
-        for status in ("400 Bad Request", "429 Slow", "501 Not Implemented", "500 Oops", "503 Loading"):
+        for status in ("400 Bad Request", "429 Slow", "500 Oops", "503 Loading"):
             answer = await client.chat(want=status)
             assert (answer.status, answer.body) == (int(status[:3]), b'{"error":"mine"}')
             assert answer.headers["retry-after"] == "7"
             assert "set-cookie" not in answer.headers
         assert engine.connections == 1
         assert metric(gateway, "holdfast_gateway_requests_total", model="m", code="429") == 1
+
+
+async def test_an_engines_5xx_about_the_request_is_the_clients_fault(world: World, gateway: Gateway) -> None:
+    async def refuse(exchange: Exchange) -> None:
+        status, message = re.findall(rb'"want": "([^"]+)", "say": "([^"]+)"', exchange.body)[0]
+        await exchange.answer(b'{"error":{"message":"%b","code":500}}' % message, status=status.decode())
+
+    async with raw_engine(refuse) as engine:
+        client = await serving(world, gateway, engine)
+        refused = await client.chat(want="500 Oops", say="Failed to parse tools: not a list")
+        assert refused.status == 400
+        assert "Failed to parse tools" in refused.error["message"]
+        assert (await client.chat(want="501 No", say="start it otherwise")).status == 400
+        broken = await client.chat(want="500 Oops", say="CUDA error: out of memory")
+        assert (broken.status, broken.json["error"]["code"]) == (500, 500)
+        assert engine.connections == 1, "the connection is used again"
+        assert in_flight(gateway) == 0
 
 
 async def test_interim_replies_are_skipped(world: World, gateway: Gateway) -> None:

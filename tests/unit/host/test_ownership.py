@@ -314,7 +314,7 @@ async def test_janitor_does_not_wait_for_requests_even_while_the_engine_drains(w
 async def test_strays_that_no_record_speaks_of_are_seen_and_stopped(world: World, runtime: ProcessRuntime) -> None:
     stray = EngineRef(instance_id="other/1-b", fence=7)
     process = runtime.start(stray, ("/bin/sleep", "60"), {}, world.folder / "stray.log")
-    assert world.supervisor.running() == [stray]
+    await eventually(lambda: world.supervisor.running() == [stray])
     await world.supervisor.keep_only({stray}, at_once=True)
     assert runtime.alive(process)
     await world.supervisor.keep_only(set(), at_once=True)
@@ -326,6 +326,7 @@ async def test_stray_under_an_older_fence_is_stopped_before_the_new_engine_start
 ) -> None:
     old = EngineRef(instance_id=INSTANCE, fence=1)
     process = runtime.start(old, ("/bin/sleep", "60"), {}, world.folder / "stray.log")
+    await eventually(lambda: runtime.find(old))
     await world.take(fence=2)
     assert not runtime.alive(process)
     await world.ready(fence=2)

@@ -1,11 +1,13 @@
 """Engine processes: what they are given, how they are found again, watched and stopped."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -26,11 +28,19 @@ def python(code: str) -> tuple[str, ...]:
 def start(
     runtime: ProcessRuntime, folder: Path, argv: tuple[str, ...] = SLEEP, engine: EngineRef = ENGINE
 ) -> ProcessRef:
-    return runtime.start(engine, argv, {}, folder / "engine.log")
+    ref = runtime.start(engine, argv, {}, folder / "engine.log")
+    environment(ref)
+    return ref
 
 
 def environment(ref: ProcessRef) -> dict[str, str]:
-    return psutil.Process(ref.pid).environ()
+    """Of a process that has just begun: for a moment the system shows none. Empty when it has ended."""
+    deadline = time.monotonic() + 5
+    with contextlib.suppress(psutil.Error):
+        while time.monotonic() < deadline:
+            if env := psutil.Process(ref.pid).environ():
+                return env
+    return {}
 
 
 def test_engine_gets_its_labels_what_it_asked_for_and_nothing_of_ours(
@@ -54,7 +64,7 @@ def test_engine_gets_its_labels_what_it_asked_for_and_nothing_of_ours(
 
 def test_labels_cannot_be_forged_by_a_deployment(runtime: ProcessRuntime, host_id: str, tmp_path: Path) -> None:
     forged = {"HOLDFAST_ENGINE_HOST": "another", "HOLDFAST_ENGINE_INSTANCE": "x/1", "HOLDFAST_ENGINE_FENCE": "99"}
-    runtime.start(ENGINE, SLEEP, forged, tmp_path / "log")
+    environment(runtime.start(ENGINE, SLEEP, forged, tmp_path / "log"))
     assert [engine for engine, _ in runtime.all()] == [ENGINE]
 
 
