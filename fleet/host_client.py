@@ -71,7 +71,7 @@ class HostClient:
         """In Prometheus' format; None when the engine does not answer. Raises HostUnreachable."""
         try:
             answer = await self._http.get(f"{host.base_url}/engines/{instance_id}/metrics", headers=_ticket(host))
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise HostUnreachable(f"{host.host_id} at {host.base_url}: {error!r}") from error
         if answer.status_code not in (200, 404):
             raise HostUnreachable(f"{host.host_id} at {host.base_url} answered {answer.status_code}")

@@ -1,6 +1,7 @@
 """What ``holdfast up --demo`` shows: the small bundled model, deployed, answering a question."""
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -134,7 +135,8 @@ def ask(url: str, key: str) -> str:
 
 def farewell(settings: "Settings", url: str) -> str:
     key_file = settings.home / "admin_key"
-    body = f'{{"model":"{NAME}","messages":[{{"role":"user","content":"Hello!"}}]}}'
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Hello!"}]
+    body = json.dumps({"model": NAME, "messages": messages})
     return f"""\
   API docs      {url}/docs
   Temporal UI   {settings.effective_temporal_ui_url}

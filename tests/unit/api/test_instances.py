@@ -117,12 +117,30 @@ async def test_host_that_has_no_answer_is_a_problem_with_a_remedy(
     assert got.json()["hint"]
 
 
+async def test_metrics_of_an_engine_come_from_its_host(host: FakeHost, api: httpx.AsyncClient) -> None:
+    host.answer = PlainTextResponse("llamacpp:requests_processing 0\n")
+    answer = await api.get(f"{URL}/chat/1-abc/metrics")
+    assert (answer.status_code, answer.text) == (200, "llamacpp:requests_processing 0\n")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert host.asked[0].url.path == "/engines/chat/1-abc/metrics"
+
+
+@pytest.mark.parametrize(("at_host", "status"), [(404, 404), (401, 503), (500, 503)])
+async def test_engine_without_metrics_is_a_problem_with_a_remedy(
+    host: FakeHost, api: httpx.AsyncClient, at_host: int, status: int
+) -> None:
+    host.answer = JSONResponse({"detail": "no"}, at_host)
+    answer = await api.get(f"{URL}/chat/1-abc/metrics")
+    assert (answer.status_code, bool(answer.json()["hint"])) == (status, True)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "not a host", "["])
 async def test_host_that_cannot_be_reached_is_a_503(world: World, api: httpx.AsyncClient, address: str) -> None:
     world.add_host(address=address)
     world.add(instance())
-    answer = await api.get(f"{URL}/chat/1-abc/logs")
-    assert (answer.status_code, "does not answer" in answer.json()["detail"]) == (503, True)
+    for what in ("logs", "metrics"):
+        answer = await api.get(f"{URL}/chat/1-abc/{what}")
+        assert (answer.status_code, "does not answer" in answer.json()["detail"]) == (503, True)
 
 
 async def test_instance_without_a_host_has_no_log(world: World, api: httpx.AsyncClient) -> None:

@@ -46,6 +46,12 @@ async def test_heartbeats_carry_how_the_engine_is(world: World) -> None:
     await eventually(lambda: ({"pid": process.pid, "ready": True},) in world.temporal.beats[TOKEN])
 
 
+async def test_metrics_of_an_engine_can_be_read_while_it_serves(world: World) -> None:
+    assert await world.supervisor.metrics(INSTANCE) is None
+    await world.serving()
+    assert "llamacpp:requests_processing 0" in (await world.supervisor.metrics(INSTANCE) or "")
+
+
 async def test_secrets_are_opened_for_the_engine_only_and_never_shown(world: World) -> None:
     await world.take("unknown")
     exit_ = await failure(world)

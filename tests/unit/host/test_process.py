@@ -177,7 +177,7 @@ async def test_what_a_dead_engine_left_running_is_still_found_and_can_be_killed(
     code = f"import subprocess, os; subprocess.Popen({list(SLEEP)!r}); os._exit(1)"
     ref = start(runtime, tmp_path, python(code))
     await runtime.wait(ref)
-    [(engine, orphan)] = runtime.all()
+    [(engine, orphan)] = await eventually(runtime.all)
     assert engine == ENGINE
     assert orphan.pid != ref.pid
     runtime.kill(orphan)

@@ -85,7 +85,9 @@ async def test_anybody_may_ask_whether_it_lives(host: HostAddress) -> None:
     assert (await get(host, "/healthz", ticket="")).json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize("path", ["/files?path=m.gguf", f"/engines/{INSTANCE}/log", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/files?path=m.gguf", f"/engines/{INSTANCE}/log", f"/engines/{INSTANCE}/metrics", "/metrics"]
+)
 async def test_everything_else_takes_a_ticket_for_this_host_and_this_minute(host: HostAddress, path: str) -> None:
     key = digest(CREDENTIAL)
     bad = ["", "x", CREDENTIAL, tickets.issue(key, "h2"), tickets.issue(digest("x"), "h1"), tickets.issue(key, "h1", 0)]
@@ -254,6 +256,8 @@ async def test_host_that_is_not_there_is_unreachable(client: HostClient, address
         await client.file_facts(nobody, "m.gguf")
     with pytest.raises(HostUnreachable, match="h9"):
         await log(client, nobody)
+    with pytest.raises(HostUnreachable, match="h9"):
+        await client.engine_metrics(nobody, INSTANCE)
 
 
 async def test_host_that_does_not_know_us_is_unreachable(client: HostClient, host: HostAddress) -> None:
