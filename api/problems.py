@@ -29,6 +29,11 @@ def install(app: FastAPI) -> None:
     app.exception_handler(HoldfastError)(_ours)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http)
+    app.exception_handler(RecursionError)(_too_deep)
+
+
+async def _too_deep(_request: Request, _error: RecursionError) -> JSONResponse:
+    return problem(400, "Not JSON", "the body is nested too deeply", hint="send a JSON object as /docs describes it")
 
 
 def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:

@@ -10,12 +10,19 @@ from fleet.engines.adapter import EngineAdapter, Probe
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
+_BELIEVED_REFUSALS = 5
+"""In a row: some engines open their routes one by one."""
+_TRY_LATER = (408, 425, 429)
 _ONE_TOKEN_S = 120.0
 """A first request may have to wait for kernels to be compiled."""
 
 
 class StartTimeout(Exception):
     """The engine did not become ready in time; says how far it came."""
+
+
+class Refused(Exception):
+    """The engine is healthy and yet refuses its first request: waiting longer will not help."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +32,20 @@ class EngineProbe:
     adapter: EngineAdapter
 
     async def until_ready(self, probe: Probe, deadline_s: float) -> None:
-        """Until it is healthy and has answered ``probe``. Raises StartTimeout; cancel it when the engine ends."""
+        """Until it is healthy and has answered ``probe``; cancel it when the engine ends.
+
+        Raises StartTimeout, or Refused.
+        """
         end = time.monotonic() + deadline_s
         pause = _FIRST_PAUSE_S
-        stage = "it did not open its port"
+        stage, refusals = "it did not open its port", 0
         while (left := end - time.monotonic()) > 0:
-            stage = await self._stage(probe, left)
+            stage, refusal = await self._stage(probe, left)
             if not stage:
                 return
+            refusals = refusals + 1 if refusal else 0
+            if refusals >= _BELIEVED_REFUSALS:
+                raise Refused(stage)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE_S)
         raise StartTimeout(f"not ready after {deadline_s:.0f} s: {stage}")
@@ -50,15 +63,18 @@ class EngineProbe:
             return None
         return answer.text if answer.status_code == 200 else None
 
-    async def _stage(self, probe: Probe, longest_s: float) -> str:
-        """What is still missing; empty when it is ready."""
+    async def _stage(self, probe: Probe, longest_s: float) -> tuple[str, bool]:
+        """What is still missing (empty when it is ready), and whether the engine says that the request is wrong."""
         try:
             health = await self.http.get(self.base_url + self.adapter.health_path, timeout=min(2.0, longest_s))
             if health.status_code != 200:
-                return f"its health check says {health.status_code}: {health.text[:200]}"
+                return f"its health check says {health.status_code}: {health.text[:200]}", False
             first = await self.http.post(
                 self.base_url + probe.path, json=probe.body, timeout=min(_ONE_TOKEN_S, longest_s)
             )
         except httpx.HTTPError as error:
-            return f"it does not answer yet ({error!r})"
-        return "" if first.status_code == 200 else f"its first request got {first.status_code}: {first.text[:200]}"
+            return f"it does not answer yet ({error!r})", False
+        if first.status_code == 200:
+            return "", False
+        refusal = 400 <= first.status_code < 500 and first.status_code not in _TRY_LATER
+        return f"its first request got {first.status_code}: {first.text[:200]}", refusal

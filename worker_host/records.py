@@ -5,6 +5,7 @@ import logging
 from datetime import datetime
 from pathlib import Path
 
+from fleet.engines.catalog import ADAPTERS
 from fleet.hosts import HostLease
 from fleet.instances import EngineExit, EngineLaunch
 from fleet.inventory import EngineRef
@@ -66,7 +67,10 @@ class Records:
         found = []
         for path in sorted(self._engines.glob("*.json")):
             try:
-                found.append(EngineRecord.model_validate_json(path.read_text()))
+                record = EngineRecord.model_validate_json(path.read_text())
+                if record.launch.spec.engine not in ADAPTERS:
+                    raise ValueError(f"this version knows no engine {record.launch.spec.engine!r}")
+                found.append(record)
             except (OSError, ValueError) as error:
                 # Its engine, if there is one, is stopped as unknown; Temporal asks for it again.
                 log.error("cannot read %s: %s", path, error)

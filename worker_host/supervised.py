@@ -19,7 +19,7 @@ from fleet.instances import EngineExit, EnginePhase, EngineReport
 from worker_host.control_plane import ControlPlane, Gone
 from worker_host.engine_log import EngineLogs, scrub
 from worker_host.install import Engines, InstallFailed
-from worker_host.probes import EngineProbe, StartTimeout
+from worker_host.probes import EngineProbe, Refused, StartTimeout
 from worker_host.records import EngineRecord, Records, unpack
 from worker_host.runtime.process import ProcessRef, ProcessRuntime, free_port
 from worker_host.task_token import Beat, TaskToken
@@ -173,10 +173,10 @@ class SupervisedEngine:
             if not ending.done():
                 try:
                     getting_ready.result()
-                except StartTimeout as timeout:
+                except (StartTimeout, Refused) as why:
                     self._parts.runtime.kill(process)
                     await ending
-                    return self._too_slow(timeout)
+                    return self._not_ready(why)
             return self._classified(await ending)
         finally:
             ending.cancel()
@@ -347,9 +347,12 @@ class SupervisedEngine:
         served = self._record.ready_since is not None
         return classify(exit_code, tail, served=served, extra=self._adapter.failure_patterns)
 
-    def _too_slow(self, timeout: StartTimeout) -> EngineExit:
+    def _not_ready(self, why: StartTimeout | Refused) -> EngineExit:
         tail = self._parts.logs.tail(self._record.launch.instance_id, self._record.attempt, self._env_values())
-        hint = f"{timeout}. {known_classes()['slow'].hint}"
+        if isinstance(why, Refused):
+            hint = f"It is healthy, but {why}. The model and the engine's arguments do not go together."
+            return EngineExit(exit_code=None, failure_class="refused", hint=hint, retry=False, log_tail=tail)
+        hint = f"{why}. {known_classes()['slow'].hint}"
         return EngineExit(exit_code=None, failure_class="slow", hint=hint, log_tail=tail)
 
     def _stopped_unasked(self) -> EngineExit:

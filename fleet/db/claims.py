@@ -206,7 +206,8 @@ def _free(session: Session, rows: list[ClaimRow]) -> None:
         if deleted.rowcount != 1:  # type: ignore[attr-defined]
             continue  # somebody else freed it: subtracting twice would open room that is taken
         if row.gpu_uuid:
-            gpu = update(GpuRow).where(col(GpuRow.uuid) == row.gpu_uuid)
+            # A card that moved to another host owes nothing for what ran on the one before.
+            gpu = update(GpuRow).where(col(GpuRow.uuid) == row.gpu_uuid, col(GpuRow.host_id) == row.host_id)
             session.execute(gpu.values(used=GpuRow.used - row.memory_bytes))
         else:
             host = update(HostRow).where(col(HostRow.id) == row.host_id)

@@ -85,6 +85,7 @@ def record_state(session: Session, host_id: str, state: HostState, message: str,
 
 
 def _save_gpus(session: Session, host_id: str, gpus: tuple[Gpu, ...], generation: int) -> None:
+    gpus = tuple(_unless_elsewhere(session, host_id, gpu) for gpu in gpus)
     present = [g.uuid for g in gpus]
     session.execute(delete(GpuRow).where(col(GpuRow.host_id) == host_id, col(GpuRow.uuid).not_in(present)))
     for gpu in gpus:
@@ -103,6 +104,16 @@ def _save_gpus(session: Session, host_id: str, gpus: tuple[Gpu, ...], generation
             )
         )
     session.flush()
+
+
+def _unless_elsewhere(session: Session, host_id: str, gpu: Gpu) -> Gpu:
+    """A card belongs to the host that reported it first, as long as that one lives (a cloned machine, say)."""
+    known = session.get(GpuRow, gpu.uuid)
+    owner = session.get(HostRow, known.host_id) if known is not None and known.host_id != host_id else None
+    if owner is None or owner.state == HostState.LOST:
+        return gpu
+    reason = f"host {owner.id} reports the same card"
+    return gpu.model_copy(update={"uuid": f"{gpu.uuid}@{host_id}", "healthy": False, "reason": reason})
 
 
 def _view(row: HostRow, gpus: list[GpuView], replicas: int) -> HostView:

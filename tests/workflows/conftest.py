@@ -1,6 +1,7 @@
 """A Temporal server for the session, a world for each test."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from temporalio.testing import WorkflowEnvironment
@@ -32,3 +33,10 @@ async def short_world(hasty_temporal: WorkflowEnvironment) -> AsyncIterator[Worl
     """On a server that soon suggests to continue as new."""
     async with World(hasty_temporal) as world:
         yield world
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They need a Temporal server."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)

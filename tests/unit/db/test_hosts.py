@@ -101,6 +101,30 @@ def test_claims_stay_in_the_books_when_the_hardware_changes(database: Database) 
     assert used(database) == {"h1": 30, "g1": 40, "g2": 0, "g3": 0}
 
 
+def test_a_card_that_two_hosts_report_stays_with_the_first_while_it_lives(database: Database) -> None:
+    joined(database)
+    joined(database, "h2")
+    register(database, registration(gpus=(gpu("g1"),)))
+    register(database, registration(gpus=(gpu("g1"), gpu("g2"))), "h2")
+    first, second, clone = (database.read(lambda s, u=u: s.get_one(GpuRow, u)) for u in ("g1", "g2", "g1@h2"))
+    assert (first.host_id, first.healthy) == ("h1", True)
+    assert (second.host_id, second.healthy) == ("h2", True)
+    assert (clone.host_id, clone.healthy, clone.reason) == ("h2", False, "host h1 reports the same card")
+
+
+def test_a_card_that_was_moved_leaves_its_lost_host_and_what_it_owed(database: Database) -> None:
+    joined(database)
+    register(database, registration(gpus=(gpu("g1"),)))
+    claim(database, "a", 1, on("h1", 60, "g1"), host(database).generation)
+    database.write(lambda s: claims.give_up(s, "a", 1))
+    database.write(lambda s: record_state(s, "h1", HostState.LOST, "", 1))
+    joined(database, "h2")
+    register(database, registration(gpus=(gpu("g1"),)), "h2")
+    database.write(lambda s: claims.confirm_gone(s, "h1", set()))
+    moved = database.read(lambda s: s.get_one(GpuRow, "g1"))
+    assert (moved.host_id, moved.used) == ("h2", 0)
+
+
 def test_hosts_that_are_ready_are_offered_with_what_is_free(database: Database) -> None:
     for host_id in ("h1", "h2", "h3"):
         joined(database, host_id)

@@ -59,6 +59,8 @@ def answer(connection: socket.socket, model: str, folder: str, began: float) -> 
             status, body = 503, '{"error": "Loading model"}'
         if path == "/v1/completions" and model.startswith("stuck"):
             time.sleep(3600)
+        if path == "/v1/completions" and model.startswith("picky"):
+            status, body = 400, '{"error": {"message": "this model has no words"}}'
         if path == "/metrics":
             busy = int(os.path.exists(os.path.join(folder, "busy")))  # noqa: PTH110, PTH118
             body = f"# TYPE\nllamacpp:requests_processing {busy}\nllamacpp:requests_deferred 0\n"

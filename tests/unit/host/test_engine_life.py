@@ -138,6 +138,15 @@ async def test_engine_that_is_not_ready_in_time_is_killed_as_slow(world: World, 
     await world.gone()
 
 
+async def test_engine_that_refuses_its_first_request_fails_with_its_words_instead_of_waiting(world: World) -> None:
+    await world.take("picky", start_timeout_s=600)
+    exit_ = await asyncio.wait_for(failure(world), 10)
+    assert (exit_.failure_class, exit_.retry) == ("refused", False)
+    assert "this model has no words" in exit_.hint
+    assert not world.running()
+    await world.gone()
+
+
 async def test_wanted_cancellation_stops_the_engine_and_is_answered(world: World) -> None:
     process = await world.serving()
     world.temporal.answers[TOKEN] = WANTED
