@@ -9,6 +9,8 @@ from importlib.resources import files
 
 from fleet.instances import EngineExit
 
+_QUOTED = 200
+"""Characters of a line that a hint repeats."""
 _LONGEST_LINE = 4096
 """Characters of a line that are looked at: patterns with gaps take quadratic time."""
 
@@ -45,11 +47,12 @@ def classify(
     """
     found = _cause(log_tail, extra)
     if found is not None:
+        cause, line = found
         return EngineExit(
             exit_code=exit_code,
-            failure_class=found.name,
-            hint=found.hint,
-            retry=found.retry or served,
+            failure_class=cause.name,
+            hint=f"{cause.hint} The engine said: {line.strip()[:_QUOTED]}",
+            retry=cause.retry or served,
             log_tail=log_tail,
             served=served,
         )
@@ -57,16 +60,17 @@ def classify(
     return EngineExit(exit_code=exit_code, failure_class=name, hint=hint, log_tail=log_tail, served=served)
 
 
-def _cause(log_tail: str, extra: Sequence[tuple[str, str]]) -> FailureClass | None:
+def _cause(log_tail: str, extra: Sequence[tuple[str, str]]) -> tuple[FailureClass, str] | None:
+    """The class and the line that shows it."""
     classes = known_classes()
     own = [(re.compile(pattern), classes[name]) for name, pattern in extra]
     for line in (whole[:_LONGEST_LINE] for whole in log_tail.splitlines()):
         for pattern, cls in own:
             if pattern.search(line):
-                return cls
+                return cls, line
         for cls in classes.values():
             if any(p.search(line) for p in cls.patterns):
-                return cls
+                return cls, line
     return None
 
 

@@ -98,9 +98,9 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
 BAD: list[tuple[str, dict[str, object]]] = [
     ("chat/completions", {}),
     ("chat/completions", {"messages": "abc"}),
-    ("chat/completions", {"messages": []}),
+    ("chat/completions", {"messages": [], "max_tokens": 1}),
     ("chat/completions", {"messages": [1]}),
-    ("chat/completions", {"messages": [{}]}),
+    ("chat/completions", {"messages": [{}], "max_tokens": 1}),
     ("chat/completions", {"messages": [{"role": "x", "content": "hi"}], "max_tokens": 1}),
     ("chat/completions", {"messages": IMAGE}),
     ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "foo"}]}]}),
