@@ -187,6 +187,10 @@ def main(settings: Settings) -> int:
         log.error("%s", error)
         return 1
     except Gone as error:
-        log.error("the control plane does not know this host any more (%s)", error)
+        log.error(
+            "the control plane does not know this host any more (%s): delete %s and join with a new token",
+            error,
+            host_folder(settings),
+        )
         return 1
     return 0
