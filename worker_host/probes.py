@@ -9,7 +9,7 @@ import httpx
 from fleet.engines.adapter import EngineAdapter, Probe
 
 _FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 0.5
 _BELIEVED_REFUSALS = 5
 """In a row: some engines open their routes one by one."""
 _TRY_LATER = (408, 425, 429)
