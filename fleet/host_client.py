@@ -41,7 +41,7 @@ class HostUnreachable(Exception):
 class HostClient:
     """One per process. Calls carry a short-lived ticket that is good for that host only."""
 
-    def __init__(self, timeout_s: float = 2.0) -> None:
+    def __init__(self, timeout_s: float = 5.0) -> None:
         self._http = httpx.AsyncClient(timeout=timeout_s, trust_env=False)
 
     async def file_facts(self, host: HostAddress, path: str) -> FileFacts:

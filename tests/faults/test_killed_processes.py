@@ -75,7 +75,8 @@ def test_killed_controller_fails_no_request_and_touches_no_engine(serving_stack:
     with steady_load(stack, "smol") as failures:
         stack.controller.kill()
         stack.controller.start()
-        stack.ok(stack.http.patch("/deployments/smol", json={"labels": {"after": "kill"}}))
+        change = {"labels": {"after": "kill"}}
+        eventually(lambda: stack.http.patch("/deployments/smol", json=change).is_success, what="a change is taken")
         eventually(lambda: stack.deployment("smol")["labels"].get("after") == "kill", what="a change after the kill")
     assert failures == []
     assert only(stack.engine_pids()) == engine
