@@ -64,7 +64,8 @@ class DeploymentWorkflow:
     async def run(self, deployment: Deployment) -> None:
         while not (plan := decide(self._deployment)).done:
             try:
-                await self._carry_out(plan)
+                # A cancellation must not take a child away that the state already knows.
+                await asyncio.shield(asyncio.create_task(self._carry_out(plan)))
                 await self._record()
                 if self._deployment is self._recorded:
                     self._continue_as_new_if_due()
@@ -73,6 +74,7 @@ class DeploymentWorkflow:
                 if not is_cancelled_exception(error):
                     raise
                 # Of no use in Temporal's UI: what it stands for would run on with nobody to look after it.
+                self._recorded = None  # what was being written may not have been
                 workflow.logger.warning("cancellation ignored: use `holdfast delete %s`", self._deployment.name)
         await self._forget()
 

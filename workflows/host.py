@@ -46,6 +46,7 @@ class HostWorkflow:
                 if not is_cancelled_exception(error):
                     raise
                 # Of no use in Temporal's UI: nobody would watch over the host any more.
+                self._recorded = None  # what was being written may not have been
                 workflow.logger.warning("cancellation ignored: stop the host, then `holdfast hosts ID --forget`")
         await self._end()
 
