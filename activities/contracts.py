@@ -14,6 +14,7 @@ from fleet.instances import EngineExit, EngineLaunch, Instance
 from fleet.inventory import EngineRef
 from fleet.model import Record
 from fleet.placement.request import PlacementRequest, PlaceResult
+from fleet.policy.canary import Reading
 
 
 class ReleaseRequest(Record):
@@ -111,6 +112,55 @@ class FleetContract(ABC):
     @abstractmethod
     async def clean_up_instance(self, instance: InstanceId) -> None:
         """Give up what an instance left behind that ended without a word (terminated by a person)."""
+
+
+class GpuFault(Record):
+    instance_id: str
+    fence: int
+    gpu_uuids: tuple[str, ...]
+    reason: str
+    certain: bool
+    """The line that was printed leaves no other explanation. Else it takes a second fault to believe it."""
+
+
+class GpuContract(ABC):
+    @activity.defn(name="note_gpu_fault")
+    @abstractmethod
+    async def note_gpu_fault(self, fault: GpuFault) -> None:
+        """Remember it, and cordon GPUs that are to blame. Idempotent by (GPU, instance, fence)."""
+
+
+class Replacement(Record):
+    allowed: bool
+    reason: str = ""
+    """Why not, for people."""
+
+
+class BreakerContract(ABC):
+    @activity.defn(name="may_replace")
+    @abstractmethod
+    async def may_replace(self, host: HostId) -> Replacement:
+        """Whether the replicas of a lost host are placed elsewhere now, or too many hosts are unhealthy at once."""
+
+
+class TrafficQuestion(Record):
+    deployment: str
+    old_launch: int
+    new_launch: int
+
+
+class TrafficReadings(Record):
+    """Sums over all gateways since each began."""
+
+    old: Reading
+    new: Reading
+
+
+class TrafficContract(ABC):
+    @activity.defn(name="read_traffic")
+    @abstractmethod
+    async def read_traffic(self, question: TrafficQuestion) -> TrafficReadings:
+        """What the engines of two launches have answered so far."""
 
 
 class HostContract(ABC):

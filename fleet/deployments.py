@@ -70,6 +70,15 @@ class DeploymentChange(Record):
     """Refuse unless the deployment is still at this generation."""
 
 
+class InstancesLeave(Record):
+    """Replace these instances: first the new ones are ready, then the old ones go. A level; twice is once."""
+
+    instance_ids: tuple[str, ...]
+    reason: str
+    by: datetime | None = None
+    """From then on they go even though their replacements are not ready; None: they wait."""
+
+
 class Accepted(Record):
     """Answer to a change: what the API waits for in the projection."""
 

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 
@@ -29,6 +30,8 @@ class Instance(Record):
     message: str = ""
     hint: str = ""
     progress: float | None = None
+    unplaceable: bool = False
+    """No host had room when it last asked."""
     placement: Placement | None = None
     fence: int = 0
     endpoint: str | None = None
@@ -81,6 +84,19 @@ class EngineLaunch(Record):
     drain: timedelta
 
 
+class Remedy(StrEnum):
+    """What can help after an engine has ended by itself."""
+
+    HERE = "here"
+    """The same again, on any host."""
+    ELSEWHERE = "elsewhere"
+    """The same on another host or another GPU."""
+    CHANGED = "changed"
+    """With the parameter that the log says would fit; without one, as ELSEWHERE."""
+    NEVER = "never"
+    """Nothing until a person changes the deployment."""
+
+
 class EngineExit(Record):
     """How an engine ended, classified on the host where its log is."""
 
@@ -88,8 +104,13 @@ class EngineExit(Record):
     """None when it never started, or ended while nobody watched; negative for a signal."""
     failure_class: str = "unknown"
     hint: str = ""
-    retry: bool = True
-    """Whether trying the same thing again can help."""
+    remedy: Remedy = Remedy.HERE
+    at_most: int | None = None
+    """After so many failures of this class in a row more of the same is of no use; None: the budget alone decides."""
+    max_model_len: int | None = None
+    """The context length that would fit, when the log says so (``Remedy.CHANGED``)."""
+    gpu_fault: Literal["", "possible", "certain"] = ""
+    """Whether a GPU of the placement is to blame."""
     log_tail: str = ""
     served: bool = False
     """Whether it had become ready before."""
@@ -117,6 +138,8 @@ class InstanceNews(Record):
     message: str = ""
     hint: str = ""
     host_id: str | None = None
+    unplaceable: bool = False
+    """No host has room for it."""
     gone: bool = False
     """The workflow is closing; nothing of the instance is left."""
 

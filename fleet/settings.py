@@ -12,6 +12,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from fleet.timings import Timings
+
 
 def default_home() -> Path:
     return Path(os.environ.get("HOLDFAST_HOME") or Path.home() / ".holdfast")
@@ -62,6 +64,14 @@ class Settings(BaseSettings):
 
     master_key: SecretStr | None = None
     """Seals secret values before they reach Temporal; unset: made once in ``<home>/master_key``."""
+
+    timings: Timings = Timings()
+    """How long things wait before they act, as JSON, e.g. ``{"drain": 120}`` (seconds). Holds for deployments and
+    hosts that are made from then on."""
+    breaker_share: float = Field(default=0.2, gt=0, le=1)
+    """When more than this share of all hosts (and more than one) turn unhealthy within ``breaker_window_s``, nothing is
+    replaced any more until a person approves: then the fault is probably not theirs."""
+    breaker_window_s: int = Field(default=300, ge=1)
 
     host_name: str = ""
     """Name of this host; empty: the machine's host name."""

@@ -1,8 +1,8 @@
 """What a person asks for: the deployment as it stands on the wire."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from fleet.model import Wire
 
@@ -57,6 +57,60 @@ class HealthSpec(Wire):
     """How long a start may take before the engine counts as failed."""
 
 
+    unresponsive_timeout_s: int = Field(default=15, ge=5, le=86_400)
+    """An engine that has not answered its health check for so long is restarted."""
+    stall_timeout_s: int = Field(default=300, ge=0, le=86_400)
+    """An engine whose running requests have not got on for so long is restarted; 0: never."""
+    idle_probe_s: int = Field(default=60, ge=0, le=86_400)
+    """How often an idle engine is asked for one token; 0: never."""
+
+
+class RestartSpec(Wire):
+    """How often a failing engine is tried again before a person is asked."""
+
+    max_failures: int = Field(default=5, ge=0, le=1000)
+    """Within ``window_s``; one more and the replica is failed until somebody approves a retry. 0: never retry."""
+    window_s: int = Field(default=600, ge=1, le=604_800)
+    failures_per_host: int = Field(default=2, ge=1, le=1000)
+    """After so many on one host the replica goes elsewhere, if there is an elsewhere."""
+
+
+class CanarySpec(Wire):
+    replicas: int = Field(default=1, ge=1, le=MAX_REPLICAS)
+    """How many replicas of the new revision are tried first, beside all old ones."""
+    weight: int | None = Field(default=None, ge=1, le=99)
+    """Percent of the requests that they get; unset: what their number gives them."""
+    auto_promote: bool = True
+    """Go on by itself after the bake time; else wait for a person."""
+    max_error_rate: float = Field(default=0.05, ge=0, le=1)
+    """Share of the canary's requests that may fail before it is rolled back."""
+    max_latency_ratio: float | None = Field(default=2.0, gt=0)
+    """Slowest answer time (p95 until the first byte), compared with the old revision's; unset: not compared."""
+    min_requests: int = Field(default=20, ge=1, le=1_000_000)
+    """Fewer requests than this say nothing."""
+
+
+class RolloutSpec(Wire):
+    """How engines of a new revision replace those of the old one."""
+
+    strategy: Literal["rolling", "recreate", "canary", "blue_green"] = "rolling"
+    max_surge: int = Field(default=1, ge=0, le=MAX_REPLICAS)
+    """So many more replicas than wanted may exist meanwhile."""
+    max_unavailable: int = Field(default=0, ge=0, le=MAX_REPLICAS)
+    """So many fewer than wanted may be ready meanwhile."""
+    bake_s: int = Field(default=300, ge=0, le=2_592_000)
+    """canary, blue_green: how long the new revision must prove itself before the old one goes."""
+    canary: CanarySpec = CanarySpec()
+    on_failure: Literal["rollback", "pause"] = "rollback"
+    """When the new revision fails: go back to the one that worked, or wait for a person."""
+
+    @model_validator(mode="after")
+    def _can_move(self) -> Self:
+        if self.max_surge == 0 and self.max_unavailable == 0:
+            raise ValueError("max_surge and max_unavailable cannot both be 0: nothing could ever be replaced")
+        return self
+
+
 class DeploymentSpec(Wire):
     model: ModelSource
     engine: Literal["auto", "llama_cpp"] = "auto"
@@ -72,6 +126,9 @@ class DeploymentSpec(Wire):
     placement: PlacementSpec = PlacementSpec()
     resources: Resources = Resources()
     health: HealthSpec = HealthSpec()
+    restart: RestartSpec = RestartSpec()
+    """A change holds for replicas that are started after it."""
+    rollout: RolloutSpec = RolloutSpec()
     runtime: Literal["auto", "process"] = "auto"
 
 

@@ -42,6 +42,20 @@ class ClaimState(StrEnum):
     """Given up by its instance; freed once the host confirms that the memory came back."""
 
 
+class Maintenance(StrEnum):
+    """What a person has asked of a host, and how far it is."""
+
+    NONE = "none"
+    CORDONED = "cordoned"
+    """Takes no new replicas; those that run there stay."""
+    DRAINING = "draining"
+    """Cordoned, and its replicas are being replaced elsewhere."""
+    DRAINED = "drained"
+    """Nothing runs there any more."""
+
+
 class EndpointState(StrEnum):
     READY = "ready"
+    SUSPECT = "suspect"
+    """Does not answer its host for a moment: asked only when no other replica is ready."""
     DRAINING = "draining"

@@ -17,7 +17,7 @@ class Timings(Record):
     """A suspect host that does not take its lease up again within this is lost."""
     join_grace: timedelta = timedelta(seconds=60)
     """A host that has just registered may take so long to start polling."""
-    first_back_off: timedelta = timedelta(seconds=1)
+    first_back_off: timedelta = timedelta(seconds=2)
     longest_back_off: timedelta = timedelta(minutes=5)
     stable_after: timedelta = timedelta(minutes=10)
     """An engine that served for so long has earned a clean record."""
@@ -27,5 +27,11 @@ class Timings(Record):
     """Between withdrawing an endpoint and draining its engine: two refreshes of the gateways' tables."""
     drain: timedelta = timedelta(seconds=30)
     """How long an engine may finish requests before it is stopped."""
+    surge_patience: timedelta = timedelta(seconds=10)
+    """How long a rollout waits for room for a surge replica before it takes the room of an old one."""
+    canary_checks: int = 20
+    """How often a canary is compared with the old revision while it bakes."""
+    breaker_pause: timedelta = timedelta(seconds=60)
+    """How often a host whose replacement is paused asks whether it may go on."""
     resync: timedelta = timedelta(minutes=10)
     """How often a deployment looks for children that ended without a word."""

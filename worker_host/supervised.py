@@ -351,7 +351,7 @@ class SupervisedEngine:
         tail = self._parts.logs.tail(self._record.launch.instance_id, self._record.attempt, self._env_values())
         if isinstance(why, Refused):
             hint = f"It is healthy, but {why}. The model and the engine's arguments do not go together."
-            return EngineExit(exit_code=None, failure_class="refused", hint=hint, retry=False, log_tail=tail)
+            return EngineExit(exit_code=None, failure_class="refused", hint=hint, remedy=Remedy.NEVER, log_tail=tail)
         hint = f"{why}. {known_classes()['slow'].hint}"
         return EngineExit(exit_code=None, failure_class="slow", hint=hint, log_tail=tail)
 

@@ -127,11 +127,13 @@ class InstanceWorkflow:
             self._instance = self._instance.with_(fence=answer.newer_fence)
         elif answer.placement is not None:
             self._instance = self._instance.with_(
-                state=InstanceState.STARTING, placement=answer.placement, message="", hint=""
+                state=InstanceState.STARTING, placement=answer.placement, message="", hint="", unplaceable=False
             )
             self._last_sequence = -1
         elif answer.unplaceable is not None:
-            self._instance = self._instance.with_(state=InstanceState.PENDING, message=answer.unplaceable.message)
+            self._instance = self._instance.with_(
+                state=InstanceState.PENDING, message=answer.unplaceable.message, unplaceable=True
+            )
             await self._wait(lambda: self._capacity_changed, self._instance.timings.place_retry, "no room: ask again")
 
     async def _serve(self, placement: Placement) -> None:
@@ -342,6 +344,7 @@ class InstanceWorkflow:
             message=self._instance.message,
             hint=self._instance.hint,
             host_id=self._instance.placement.host_id if self._instance.placement else None,
+            unplaceable=self._instance.unplaceable,
             gone=gone,
         )
         deployment = workflow.get_external_workflow_handle(ids.deployment_workflow(self._instance.deployment))

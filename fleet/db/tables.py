@@ -46,6 +46,12 @@ class DeploymentRow(SQLModel, table=True):
     message: str = ""
     hint: str = ""
     stopped: bool = False
+    rollout: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON, nullable=True))
+    """The one in progress, as people see it."""
+    traffic: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """Weights by launch, while requests are not simply spread over all replicas; empty: they are."""
+    durable: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The workflow's whole state except its instances, from which it can be made anew."""
     create_key: str = ""
     run_id: str = ""
     """First run of the workflow: tells a deployment from an earlier one of the same name."""
@@ -76,6 +82,8 @@ class InstanceRow(SQLModel, table=True):
     message: str = ""
     hint: str = ""
     progress: float | None = None
+    durable: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The workflow's whole state, from which it can be made anew."""
     projection: int
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
     updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
@@ -96,6 +104,47 @@ class EndpointRow(SQLModel, table=True):
     state: str
     capacity: int = 0
     """Requests that the engine works on at a time; 0: not known."""
+    launch: int = 0
+    """Which launch of its deployment it belongs to (``DeploymentRow.traffic``)."""
+
+
+class RevisionRow(SQLModel, table=True):
+    """What a deployment was at one revision, to go back to. Written by its workflow."""
+
+    __tablename__ = "revision"
+
+    deployment: str = Field(primary_key=True)
+    revision: int = Field(primary_key=True)
+    run_id: str
+    spec: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """With the values of ``env`` sealed."""
+    engine: str
+    engine_version: str
+    cause: str = ""
+    """Why it came to be, for people."""
+    outcome: str = ""
+    """``rolling out``, ``live``, ``superseded``, ``aborted``, ``failed``."""
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class TrafficRow(SQLModel, table=True):
+    """What one gateway process has sent to one engine so far: counters that only grow."""
+
+    __tablename__ = "traffic"
+    __table_args__ = (Index("traffic_by_deployment", "deployment", "launch"),)
+
+    gateway: str = Field(primary_key=True)
+    """A new one with every process."""
+    instance_id: str = Field(primary_key=True)
+    fence: int = Field(primary_key=True, sa_type=BigInteger)
+    deployment: str
+    launch: int
+    requests: int = Field(default=0, sa_type=BigInteger)
+    errors: int = Field(default=0, sa_type=BigInteger)
+    """Of the engine's making: it failed, broke off, was too slow, or answered 5xx."""
+    latency: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """Requests by time until the first byte, in the buckets of ``fleet.policy.latency``."""
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
 class HostRow(SQLModel, table=True):
@@ -117,6 +166,14 @@ class HostRow(SQLModel, table=True):
     ram_allocatable: int = Field(default=0, sa_type=BigInteger)
     ram_used: int = Field(default=0, sa_type=BigInteger)
     """Guarded counter: the sum of this host's claims on RAM."""
+    maintenance: str = "none"
+    """``fleet.states.Maintenance``; anything but none takes no new replicas."""
+    maintenance_message: str = ""
+    lost_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    replacement_paused: bool = False
+    """Lost together with too many others: its replicas are not placed elsewhere until a person approves."""
+    durable: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The workflow's whole state, from which it can be made anew."""
     projection: int = 0
     joined_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
     seen_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
@@ -136,7 +193,22 @@ class GpuRow(SQLModel, table=True):
     """Guarded counter: the sum of the claims on this GPU."""
     healthy: bool = True
     reason: str = ""
+    cordoned: bool = False
+    """Takes no new claims, because it faulted or a person said so; stays so over new inventories."""
+    cordon_reason: str = ""
     generation: int = 0
+
+
+class GpuFaultRow(SQLModel, table=True):
+    """An engine blamed a GPU. One row per (GPU, instance, fence), so that telling it twice counts once."""
+
+    __tablename__ = "gpu_fault"
+
+    gpu_uuid: str = Field(primary_key=True)
+    instance_id: str = Field(primary_key=True)
+    fence: int = Field(primary_key=True, sa_type=BigInteger)
+    reason: str = ""
+    at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
 class ClaimRow(SQLModel, table=True):

@@ -20,3 +20,8 @@ class EngineSpec(Record):
     gpus_per_replica: int | None = None
     host_selector: dict[str, str] = {}
     start_timeout_s: int = 1800
+    unresponsive_timeout_s: int = 15
+    stall_timeout_s: int = 300
+    """0: never."""
+    idle_probe_s: int = 60
+    """0: never."""

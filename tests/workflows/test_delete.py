@@ -80,7 +80,7 @@ async def test_deleting_while_nothing_has_room(world: World) -> None:
 
 async def test_deleting_what_has_failed(world: World) -> None:
     host = await world.add_host()
-    host.next_exits = [EngineExit(exit_code=1, retry=False)]
+    host.next_exits = [EngineExit(exit_code=1, remedy=Remedy.NEVER)]
     name = await world.deploy(1)
     await world.until_phase(name, "failed")
     await world.delete(name)

@@ -49,7 +49,7 @@ def _failures(world: World) -> list[int]:
 
 async def test_failure_that_cannot_pass_stays_with_its_hint_until_a_restart_replaces_it(world: World) -> None:
     host = await world.add_host()
-    host.next_exits = [EngineExit(exit_code=1, failure_class="model_not_found", hint="copy the file", retry=False)]
+    host.next_exits = [EngineExit(exit_code=1, failure_class="model_not_found", hint="copy the file", remedy=Remedy.NEVER)]
     name = await world.deploy(1)
     await world.until_phase(name, "failed")
     failed = world.fleet.of(name)[0]
