@@ -4,7 +4,7 @@ from sqlmodel import Session
 from temporalio import activity
 
 from activities.contracts import DeploymentName, DeploymentRecord, InstanceId, ProjectionContract, Recorded
-from fleet.db import claims, hosts, projections
+from fleet.db import claims, hosts, projections, revisions
 from fleet.db.session import Database
 from fleet.engines.catalog import resolve
 from fleet.hosts import Host
@@ -17,13 +17,20 @@ class ProjectionActivities(ProjectionContract):
 
     @activity.defn(name="record_deployment")
     async def record_deployment(self, record: DeploymentRecord) -> None:
-        await self._database.awrite(
-            lambda s: projections.record_deployment(s, projections.deployment_row(record.deployment, record.run_id))
-        )
+        def write(session: Session) -> None:
+            row = projections.deployment_row(record.deployment, record.run_id)
+            if projections.record_deployment(session, row):
+                revisions.record(session, record.deployment, record.run_id)
+
+        await self._database.awrite(write)
 
     @activity.defn(name="forget_deployment")
     async def forget_deployment(self, name: DeploymentName) -> None:
-        await self._database.awrite(lambda s: projections.forget_deployment(s, name.name, name.run_id))
+        def forget(session: Session) -> None:
+            projections.forget_deployment(session, name.name, name.run_id)
+            revisions.forget(session, name.name, name.run_id)
+
+        await self._database.awrite(forget)
 
     @activity.defn(name="record_instance")
     async def record_instance(self, instance: Instance) -> Recorded:
@@ -44,5 +51,16 @@ class ProjectionActivities(ProjectionContract):
     @activity.defn(name="record_host")
     async def record_host(self, host: Host) -> None:
         await self._database.awrite(
-            lambda s: hosts.record_state(s, host.host_id, host.state, host.message, host.projection)
+            lambda s: hosts.record_state(
+                s,
+                host.host_id,
+                host.state,
+                host.summary,
+                host.projection,
+                lost_at=host.lost_at,
+                replacement_paused=host.replacement_paused,
+                maintenance=host.maintenance,
+                maintenance_message=host.maintenance_message,
+                durable=host.model_dump(mode="json"),
+            )
         )

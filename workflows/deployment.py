@@ -22,22 +22,30 @@ with workflow.unsafe.imports_passed_through():
         InstanceId,
         InstanceIds,
         ProjectionContract,
+        TrafficContract,
+        TrafficQuestion,
     )
     from fleet import ids
+    from fleet.deployment_status import describe, phase
     from fleet.deployments import (
         Accepted,
         Deployment,
         DeploymentChange,
+        InstancesLeave,
         InstanceView,
-        Plan,
+        accepted,
+        advance,
         change,
-        decide,
-        describe,
         hear,
-        phase,
+        leave,
+        look,
+        steer,
+        why_not,
     )
-    from fleet.engines.spec import EngineSpec
+    from fleet.engines.derive import engine_spec
     from fleet.instances import Instance, InstanceNews, StopRequest
+    from fleet.replicas import Plan, decide, next_deadline
+    from fleet.rollouts import Steer, Template
     from fleet.temporal import DEPLOYMENT, KIND, MODEL, REVISION, STATE
     from workflows.handles import let_go
     from workflows.instance import InstanceWorkflow
@@ -62,7 +70,7 @@ class DeploymentWorkflow:
 
     @workflow.run
     async def run(self, deployment: Deployment) -> None:
-        while not (plan := decide(self._deployment)).done:
+        while not (plan := self._plan()).done:
             try:
                 # A cancellation must not take a child away that the state already knows.
                 await asyncio.shield(asyncio.create_task(self._carry_out(plan)))
@@ -80,15 +88,16 @@ class DeploymentWorkflow:
 
     @workflow.update(name=ids.CHANGE_UPDATE, description="Change what is wanted of this deployment")
     def change(self, wanted: DeploymentChange) -> Accepted:
-        self._deployment = change(self._deployment, wanted)
-        return Accepted(generation=self._deployment.generation)
+        self._deployment = change(self._deployment, wanted, workflow.now())
+        return accepted(self._deployment, wanted.key)
 
     @change.validator
     def _check_change(self, wanted: DeploymentChange) -> None:
         if self._deployment.deleting:
             raise ApplicationError(f"{self._deployment.name} is being deleted", type="Deleting", non_retryable=True)
         expected = wanted.if_generation
-        if expected is not None and expected != self._deployment.generation:
+        repeated = wanted.key in self._deployment.change_keys
+        if expected is not None and expected != self._deployment.generation and not repeated:
             raise ApplicationError(
                 f"generation is {self._deployment.generation}, not {expected}",
                 type="GenerationMoved",
@@ -101,6 +110,31 @@ class DeploymentWorkflow:
             self._deployment = self._deployment.with_(deleting=True, generation=self._deployment.generation + 1)
         return Accepted(generation=self._deployment.generation)
 
+    @workflow.update(name=ids.STEER_UPDATE, description="Pause, resume, promote or abort the rollout in progress")
+    def steer_rollout(self, wanted: Steer) -> Accepted:
+        self._deployment = steer(self._deployment, wanted, workflow.now())
+        return accepted(self._deployment, wanted.key)
+
+    @steer_rollout.validator
+    def _check_steering(self, wanted: Steer) -> None:
+        if reason := why_not(self._deployment, wanted):
+            raise ApplicationError(reason, type="CannotSteer", non_retryable=True)
+
+    @workflow.update(name=ids.LEAVE_UPDATE, description="Replace instances: new ones first, then these go")
+    def replace_instances(self, wanted: InstancesLeave) -> Accepted:
+        self._deployment = leave(self._deployment, wanted)
+        return Accepted(generation=self._deployment.generation)
+
+    @replace_instances.validator
+    def _check_instances(self, wanted: InstancesLeave) -> None:
+        unknown = sorted(set(wanted.instance_ids) - set(self._deployment.instances))
+        if unknown:
+            raise ApplicationError(f"there is no instance {unknown[0]}", type="UnknownInstance", non_retryable=True)
+
+    @workflow.signal(name=ids.LEAVE_SIGNAL, description="Their host is being drained")
+    def instances_leave(self, wanted: InstancesLeave) -> None:
+        self._deployment = leave(self._deployment, wanted)
+
     @workflow.signal(name=ids.INSTANCE_NEWS_SIGNAL)
     def instance_news(self, news: InstanceNews) -> None:
         self._deployment = hear(self._deployment, news)
@@ -109,25 +143,48 @@ class DeploymentWorkflow:
     def state(self) -> Deployment:
         return self._deployment
 
+    def _plan(self) -> Plan:
+        self._deployment = advance(self._deployment, workflow.now())
+        return decide(self._deployment, workflow.now())
+
     async def _carry_out(self, plan: Plan) -> None:
         # The state says what we are about to do before we do it: a change that arrives meanwhile sees it.
-        started = [self._add(slot) for slot in plan.start]
+        d = self._deployment
+        started = [self._add(slot, d.template) for slot in plan.start]
+        if d.rollout is not None and d.rollout.stable is not None:
+            started += [self._add(slot, d.rollout.stable) for slot in plan.start_stable]
         for instance_id in plan.stop:
             self._mark_stopping(instance_id)
         await asyncio.gather(*map(self._start_instance, started), *map(self._stop_instance, plan.stop))
+        if plan.judge:
+            await self._compare()
 
-    def _add(self, slot: int) -> Instance:
+    async def _compare(self) -> None:
+        """Is the new revision as good as the old one?"""
+        d = self._deployment
+        if d.rollout is None or d.rollout.stable is None:
+            return
+        readings = await workflow.execute_activity_method(
+            TrafficContract.read_traffic,
+            TrafficQuestion(deployment=d.name, old_launch=d.rollout.stable.launch, new_launch=d.launch),
+            start_to_close_timeout=timedelta(seconds=30),
+            summary=f"how does revision {d.revision} do?",
+        )
+        self._deployment = look(self._deployment, d.launch, readings.old, readings.new, workflow.now())
+
+    def _add(self, slot: int, template: Template) -> Instance:
         d = self._deployment
         instance = Instance(
             instance_id=f"{d.name}/{slot}-{workflow.uuid4().hex[:8]}",
             deployment=d.name,
             slot=slot,
-            revision=d.revision,
-            launch=d.launch,
-            spec=_engine_spec(d),
+            revision=template.revision,
+            launch=template.launch,
+            spec=engine_spec(d.name, template),
+            restart=d.spec.restart,
             timings=d.timings,
         )
-        view = InstanceView(instance_id=instance.instance_id, slot=slot, launch=d.launch)
+        view = InstanceView(instance_id=instance.instance_id, slot=slot, launch=template.launch)
         self._deployment = d.with_(instances={**d.instances, view.instance_id: view})
         return instance
 
@@ -161,14 +218,19 @@ class DeploymentWorkflow:
             await self._clean_up(instance_id)
 
     async def _sleep_until_changed(self) -> None:
+        deadline = next_deadline(self._deployment)
+        pause = self._resync_pause()
+        left = None if deadline is None else max(deadline - workflow.now(), timedelta(0))
+        sooner = left is not None and left < pause
         try:
             await workflow.wait_condition(
                 lambda: self._deployment is not self._recorded,
-                timeout=self._resync_pause(),
-                timeout_summary="look for instances that ended without a word",
+                timeout=left if sooner else pause,
+                timeout_summary="go on with the rollout" if sooner else "look for instances that ended without a word",
             )
         except TimeoutError:
-            await self._resync()
+            if not sooner:
+                await self._resync()
 
     def _resync_pause(self) -> timedelta:
         pause = self._deployment.timings.resync
@@ -198,7 +260,7 @@ class DeploymentWorkflow:
 
     async def _record(self) -> None:
         """Project the state, once per change."""
-        workflow.set_current_details(describe(self._deployment))
+        workflow.set_current_details(describe(self._deployment, workflow.now()))
         if self._recorded is self._deployment:
             return
         self._deployment = self._deployment.with_(projection=self._numbers.after(self._deployment.projection))
@@ -206,7 +268,7 @@ class DeploymentWorkflow:
         self._set_search_attributes()
         await workflow.execute_local_activity_method(
             ProjectionContract.record_deployment,
-            DeploymentRecord(deployment=recorded, run_id=workflow.info().first_execution_run_id),
+            DeploymentRecord(deployment=recorded, run_id=self._run_id()),
             **_RECORD,
         )
 
@@ -226,9 +288,13 @@ class DeploymentWorkflow:
         )
 
     async def _forget(self) -> None:
-        name = DeploymentName(name=self._deployment.name, run_id=workflow.info().first_execution_run_id)
+        name = DeploymentName(name=self._deployment.name, run_id=self._run_id())
         await workflow.execute_local_activity_method(ProjectionContract.forget_deployment, name, **_RECORD)
         workflow.set_current_details("**deleted**: nothing is left of it")
+
+    def _run_id(self) -> str:
+        """Tells this deployment from an earlier one of the same name."""
+        return self._deployment.run_id or workflow.info().first_execution_run_id
 
     def _continue_as_new_if_due(self) -> None:
         if workflow.info().is_continue_as_new_suggested():
@@ -237,21 +303,3 @@ class DeploymentWorkflow:
 
 def _model_name(d: Deployment) -> str:
     return d.spec.model.path.rsplit("/", 1)[-1]
-
-
-def _engine_spec(d: Deployment) -> EngineSpec:
-    return EngineSpec(
-        engine=d.engine,
-        engine_version=d.engine_version,
-        model_path=d.spec.model.path,
-        served_name=d.name,
-        args=tuple(d.spec.engine_args),
-        env_sealed=d.spec.env,
-        max_model_len=d.spec.max_model_len,
-        concurrency=d.spec.concurrency,
-        cpu_threads=d.spec.resources.cpu_threads,
-        memory_bytes=d.spec.resources.memory_bytes,
-        gpus_per_replica=d.spec.placement.gpus_per_replica,
-        host_selector=d.spec.placement.host_selector,
-        start_timeout_s=d.spec.health.start_timeout_s,
-    )

@@ -1,4 +1,4 @@
-"""Decisions about one replica: what it believes, and how it goes on after a failure."""
+"""What one replica believes, and how it is described."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -13,23 +13,14 @@ from fleet.instances import (
     EngineReport,
     Instance,
     accepts,
-    after_failure,
     apply_report,
-    back_off,
     describe,
 )
 from fleet.placement.request import Placement
+from fleet.specs import RestartSpec
 from fleet.states import InstanceState
-from fleet.timings import Timings
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
-STABLE = Timings().stable_after
-
-timings = st.builds(
-    Timings,
-    first_back_off=st.timedeltas(timedelta(milliseconds=1), timedelta(hours=1)),
-    longest_back_off=st.timedeltas(timedelta(0), timedelta(days=1)),
-)
 
 
 def instance(**fields: object) -> Instance:
@@ -52,25 +43,6 @@ def report(sequence: int = 1, fence: int = 3, phase: EnginePhase = EnginePhase.R
     )
 
 
-@given(st.integers(0, 10**9), timings)
-def test_pause_never_shrinks_with_more_failures_and_is_bounded(failures: int, t: Timings) -> None:
-    pause = back_off(failures, t)
-    assert timedelta(0) <= pause <= t.longest_back_off
-    assert pause <= back_off(failures + 1, t)
-
-
-@given(timings)
-def test_first_retry_comes_at_once_and_later_ones_double(t: Timings) -> None:
-    assert back_off(0, t) == back_off(1, t) == timedelta(0)
-    for failures in range(2, 12):
-        assert back_off(failures, t) == min(t.first_back_off * 2 ** (failures - 2), t.longest_back_off)
-
-
-def test_pause_reaches_the_longest_and_stays_there() -> None:
-    t = Timings()
-    assert back_off(40, t) == back_off(10**9, t) == t.longest_back_off
-
-
 @given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6))
 def test_only_newer_reports_of_the_current_fence_are_believed(fence: int, sequence: int, last: int) -> None:
     believed = accepts(instance(), report(sequence, fence), last)
@@ -91,42 +63,14 @@ def test_report_sets_the_state_and_applying_it_twice_changes_nothing(phase: Engi
 
 
 @given(st.sampled_from(EnginePhase))
+def test_what_was_changed_for_the_engine_stays_visible_whatever_it_reports(phase: EnginePhase) -> None:
+    changed = instance(hint="CUDA out of memory", notice="Runs with max_model_len 4096 instead of 8192.")
+    assert apply_report(changed, report(phase=phase)).hint == "Runs with max_model_len 4096 instead of 8192."
+
+
+@given(st.sampled_from(EnginePhase))
 def test_draining_instance_is_not_made_ready_again_by_a_report(phase: EnginePhase) -> None:
     assert apply_report(instance(state=InstanceState.DRAINING), report(phase=phase)).state == "draining"
-
-
-@given(st.integers(0, 50), st.booleans(), st.booleans())
-def test_failed_engine_loses_its_place_and_address(failures: int, retry: bool, served: bool) -> None:
-    before = instance(state=InstanceState.READY, endpoint="http://127.0.0.1:1", pid=7, progress=1.0, failures=failures)
-    after = after_failure(before, EngineExit(exit_code=1, retry=retry, served=served, hint="h"), NOW)
-    assert (after.placement, after.endpoint, after.pid, after.progress, after.ready_since) == (None,) * 5
-    assert after.hint == "h"
-    assert after.fence == before.fence, "fences never go back: the next placement takes a higher one"
-
-
-@given(st.integers(0, 50))
-def test_failure_that_can_pass_is_retried_after_the_pause_it_has_earned(failures: int) -> None:
-    after = after_failure(instance(failures=failures, restarts=4), EngineExit(exit_code=1), NOW)
-    assert after.state is InstanceState.RECOVERING
-    assert (after.failures, after.restarts) == (failures + 1, 5)
-    assert after.retry_at == NOW + back_off(failures + 1, after.timings)
-
-
-def test_failure_that_cannot_pass_waits_for_a_person() -> None:
-    exit_ = EngineExit(exit_code=1, failure_class="model_not_found", hint="copy the file", retry=False)
-    after = after_failure(instance(restarts=4, retry_at=NOW), exit_, NOW)
-    assert after.state is InstanceState.FAILED
-    assert (after.retry_at, after.restarts) == (None, 4)
-    assert after.message == "engine exited with 1 (model_not_found)"
-    assert after.hint == "copy the file"
-
-
-@given(st.timedeltas(timedelta(0), timedelta(days=30)), st.integers(1, 50))
-def test_engine_that_served_long_enough_has_a_clean_record(served: timedelta, failures: int) -> None:
-    before = instance(ready_since=NOW - served, failures=failures)
-    after = after_failure(before, EngineExit(exit_code=-9), NOW)
-    assert after.failures == (1 if served >= STABLE else failures + 1)
-    assert (after.retry_at == NOW) == (after.failures == 1)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +102,22 @@ def test_recovering_instance_says_when_it_tries_again(at: datetime) -> None:
     assert f"{at:%Y-%m-%d %H:%M:%S} UTC" in text
 
 
+def test_failed_instance_says_that_it_waits_for_a_person_and_where_it_failed() -> None:
+    text = describe(instance(state=InstanceState.FAILED, excluded_hosts=("h1", "h2")))
+    assert "Failed on h1, h2" in text
+    assert "approve" in text.rpartition("Next: ")[2]
+
+
 def test_state_survives_being_written_and_read_again() -> None:
-    before = instance(ready_since=NOW, retry_at=NOW, drain=timedelta(seconds=3))
+    before = instance(
+        ready_since=NOW,
+        retry_at=NOW,
+        drain=timedelta(seconds=3),
+        restart=RestartSpec(max_failures=1),
+        failed_at=(NOW, NOW),
+        host_failures={"h1": 2},
+        excluded_hosts=("h1",),
+    )
     assert Instance.model_validate_json(before.model_dump_json()) == before
 
 

@@ -1,12 +1,13 @@
 """Deployments in any state, and simulated instances that bring them on."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from hypothesis import strategies as st
 
-from fleet.deployments import Deployment, InstanceView, Plan, decide, hear
+from fleet.deployments import Deployment, InstanceView, advance, hear
 from fleet.instances import InstanceNews
+from fleet.replicas import Plan, decide
 from fleet.specs import DeploymentSpec, ModelSource
 from fleet.states import InstanceState
 
@@ -18,16 +19,20 @@ def spec(replicas: int = 1, path: str = "model.gguf") -> DeploymentSpec:
 
 
 def deployment(replicas: int = 1, launch: int = 1, *instances: InstanceView) -> Deployment:
-    return Deployment(
+    """With instances of older launches: in the middle of a rollout from something that never worked."""
+    made = Deployment(
         name="m",
         spec=spec(replicas),
         engine="llama_cpp",
         engine_version="1",
         created_at=BORN,
         revision=launch,
+        newest_revision=launch,
         launch=launch,
+        newest_launch=launch,
         instances={i.instance_id: i for i in instances},
     )
+    return advance(made, BORN)
 
 
 def view(slot: int, launch: int = 1, state: InstanceState = InstanceState.READY, **more: object) -> InstanceView:
@@ -54,14 +59,24 @@ def deployments(draw: st.DrawFn, states: Sequence[InstanceState] = tuple(Instanc
     return made.with_(stopped=draw(st.booleans()), deleting=draw(st.integers(0, 3)) == 0)
 
 
-def carry_out(d: Deployment, plan: Plan) -> Deployment:
-    """What the workflow does with a plan: start children, tell others to stop."""
+def plan(d: Deployment, now: datetime = BORN) -> Plan:
+    return decide(advance(d, now), now)
+
+
+def carry_out(d: Deployment, now: datetime = BORN) -> Deployment:
+    """What the workflow does: move the rollout on, start children, tell others to stop."""
+    d = advance(d, now)
+    return apply(d, decide(d, now))
+
+
+def apply(d: Deployment, made: Plan) -> Deployment:
     instances = dict(d.instances)
-    for slot in plan.start:
-        new = view(slot, d.launch, InstanceState.PENDING)
+    stable = d.rollout.stable.launch if d.rollout is not None and d.rollout.stable is not None else 0
+    for slot, launch in [*((s, d.launch) for s in made.start), *((s, stable) for s in made.start_stable)]:
+        new = view(slot, launch, InstanceState.PENDING)
         assert new.instance_id not in instances, "a slot that is taken"
         instances[new.instance_id] = new
-    for instance_id in plan.stop:
+    for instance_id in made.stop:
         assert not instances[instance_id].stopping, "told twice"
         instances[instance_id] = instances[instance_id].model_copy(update={"stopping": True})
     return d.with_(instances=instances)
@@ -77,14 +92,16 @@ def step(d: Deployment, choose: st.DataObject) -> Deployment:
     return hear(d, InstanceNews(instance_id=i.instance_id, state=InstanceState.READY, gone=gone))
 
 
-def settle(d: Deployment, limit: int = 200) -> Deployment:
-    """Decide and let every instance get on, until nothing changes."""
+def settle(d: Deployment, limit: int = 300) -> Deployment:
+    """Carry out and let every instance get on, an hour at a time, until nothing changes."""
+    now = BORN
     for _ in range(limit):
-        after = carry_out(d, decide(d))
+        after = carry_out(d, now)
         for i in list(after.instances.values()):
             news = InstanceNews(instance_id=i.instance_id, state=InstanceState.READY, gone=i.stopping)
             after = hear(after, news)
         if after == d:
             return d
         d = after
+        now += timedelta(hours=1)
     raise AssertionError(f"did not settle: {d}")
