@@ -43,6 +43,12 @@ class InstanceIds(Record):
     instance_ids: tuple[str, ...] = ()
 
 
+class Occupants(Record):
+    instance_ids: tuple[str, ...] = ()
+    obstacle: str = ""
+    """Why their replacements elsewhere are not ready, if there are any and something is in their way."""
+
+
 class HostId(Record):
     host_id: str
 
@@ -95,7 +101,7 @@ class FleetContract(ABC):
 
     @activity.defn(name="instances_on_host")
     @abstractmethod
-    async def instances_on_host(self, host: HostId) -> InstanceIds:
+    async def instances_on_host(self, host: HostId) -> Occupants:
         """Instances that hold a claim there."""
 
     @activity.defn(name="ended_instances")

@@ -2,16 +2,18 @@
 
 import asyncio
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.contracts import FleetContract, HostId, InstanceId, InstanceIds
+from activities.contracts import FleetContract, HostId, InstanceId, InstanceIds, Occupants
 from activities.waiting import WaitingInstances
 from fleet import ids
 from fleet.db import claims, projections
 from fleet.db.session import Database
+from fleet.db.tables import InstanceRow
+from fleet.states import InstanceState
 
 _EVERY_FENCE = 1 << 62
 
@@ -23,9 +25,8 @@ class FleetActivities(FleetContract):
         self._waiting = waiting
 
     @activity.defn(name="instances_on_host")
-    async def instances_on_host(self, host: HostId) -> InstanceIds:
-        found = await self._database.aread(lambda s: claims.instances_on(s, host.host_id))
-        return InstanceIds(instance_ids=tuple(found))
+    async def instances_on_host(self, host: HostId) -> Occupants:
+        return await self._database.aread(lambda s: _occupants(s, host.host_id))
 
     @activity.defn(name="ended_instances")
     async def ended_instances(self, candidates: InstanceIds) -> InstanceIds:
@@ -38,12 +39,14 @@ class FleetActivities(FleetContract):
 
     @activity.defn(name="clean_up_instance")
     async def clean_up_instance(self, instance: InstanceId) -> None:
-        def clean(session: Session) -> None:
+        def clean(session: Session) -> list[str]:
+            hosts = claims.maintained_hosts_of(session, instance.instance_id)
             # Its engine may still run: the host stops it as unknown and then confirms that the memory is free.
             claims.give_up(session, instance.instance_id, _EVERY_FENCE)
             projections.forget_instance(session, instance.instance_id)
+            return hosts
 
-        await self._database.awrite(clean)
+        await self._waiting.tell_hosts(await self._database.awrite(clean))
 
     async def _has_ended(self, instance_id: str) -> bool:
         handle = self._client.get_workflow_handle(ids.instance_workflow(instance_id))
@@ -55,3 +58,17 @@ class FleetActivities(FleetContract):
             raise
         running = (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW)
         return found.status not in running
+
+
+_HELD_UP = (InstanceState.FAILED, InstanceState.RECOVERING, InstanceState.PENDING)
+"""Worst first."""
+
+
+def _occupants(session: Session, host_id: str) -> Occupants:
+    here = claims.instances_on(session, host_id)
+    deployments = {instance_id.rpartition("/")[0] for instance_id in here}
+    query = select(InstanceRow).where(col(InstanceRow.deployment).in_(deployments), col(InstanceRow.id).not_in(here))
+    held_up = [i for i in session.exec(query.where(col(InstanceRow.state).in_(_HELD_UP))).all() if i.message]
+    worst = min(held_up, key=lambda i: (_HELD_UP.index(InstanceState(i.state)), i.id), default=None)
+    obstacle = f"{worst.id} is {worst.state}: {worst.message}" if worst else ""
+    return Occupants(instance_ids=tuple(here), obstacle=obstacle)

@@ -1,5 +1,6 @@
 """Placing replicas: decide in memory, commit in the ledger."""
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -42,8 +43,14 @@ class PlacementActivities(PlacementContract):
     @activity.defn(name="release_claim")
     async def release_claim(self, request: ReleaseRequest) -> None:
         free = claims.release if request.engine_gone else claims.give_up
-        await self._database.awrite(lambda s: free(s, request.instance_id, request.fence))
-        await self._waiting.wake()
+
+        def give_back(session: Session) -> list[str]:
+            hosts = claims.maintained_hosts_of(session, request.instance_id)
+            free(session, request.instance_id, request.fence)
+            return hosts
+
+        hosts = await self._database.awrite(give_back)
+        await asyncio.gather(self._waiting.wake(), self._waiting.tell_hosts(hosts))
 
     async def _place(self, request: PlacementRequest) -> PlaceResult:
         reason = "too many others place at the same time"

@@ -1,6 +1,7 @@
-"""Instances that wait for room, and how to wake them."""
+"""Who waits for claims to be given back: instances without room, and hosts that are being emptied."""
 
 import asyncio
+from collections.abc import Iterable
 
 from sqlmodel import Session, col, select
 from temporalio.client import Client
@@ -22,12 +23,16 @@ class WaitingInstances:
 
     async def wake(self) -> None:
         waiting = await self._database.aread(_oldest_waiting)
-        await asyncio.gather(*map(self._wake, waiting))
+        await asyncio.gather(*(self._signal(ids.instance_workflow(i), ids.CAPACITY_SIGNAL) for i in waiting))
 
-    async def _wake(self, instance_id: str) -> None:
-        handle = self._client.get_workflow_handle(ids.instance_workflow(instance_id))
+    async def tell_hosts(self, host_ids: Iterable[str]) -> None:
+        """Claims on them were given back. A hint: they look by themselves, too."""
+        await asyncio.gather(*(self._signal(ids.host_workflow(h), ids.CLAIMS_CHANGED_SIGNAL) for h in host_ids))
+
+    async def _signal(self, workflow_id: str, signal: str) -> None:
+        handle = self._client.get_workflow_handle(workflow_id)
         try:
-            await handle.signal(ids.CAPACITY_SIGNAL)
+            await handle.signal(signal)
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:  # it has ended: nobody waits
                 raise

@@ -1,15 +1,20 @@
 """Errors as RFC 9457 problem documents that say what to do."""
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.exceptions import HTTPException
 
 from fleet.errors import HoldfastError, Unavailable
+
+log = logging.getLogger("holdfast.api")
 
 _RETRY_AFTER_S = "5"
 _LONGEST = 1000
@@ -30,10 +35,23 @@ def install(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http)
     app.exception_handler(RecursionError)(_too_deep)
+    for away in (OperationalError, InterfaceError, NoConnectionFree):
+        app.exception_handler(away)(_no_database)
 
 
 async def _too_deep(_request: Request, _error: RecursionError) -> JSONResponse:
     return problem(400, "Not JSON", "the body is nested too deeply", hint="send a JSON object as /docs describes it")
+
+
+async def _no_database(request: Request, error: Exception) -> JSONResponse:
+    log.warning("the database does not answer: %s", getattr(error, "orig", error))
+    return await _ours(
+        request,
+        Unavailable(
+            "the database does not answer now",
+            hint="models go on serving; try again in a moment, or see `holdfast doctor`",
+        ),
+    )
 
 
 def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:

@@ -49,7 +49,7 @@ async def build_services(settings: Settings, database: Database, gateway_metrics
     return Services(
         settings=settings,
         database=database,
-        workflows=WorkflowClient(await connect(settings, lazy=True)),
+        workflows=WorkflowClient(await connect(settings, lazy=True), settings.timings),
         hosts=hosts,
         files=ModelFiles(hosts),
         master=master_sealer_of(settings),

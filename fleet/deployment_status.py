@@ -108,9 +108,7 @@ def traffic(d: Deployment) -> dict[str, int]:
 
 def outcome(d: Deployment) -> str:
     """Of the current revision."""
-    if d.rollout is not None and not d.rollout.back:
-        return "rolling out"
-    return "live"
+    return "live" if d.proven else "rolling out"
 
 
 def describe(d: Deployment, now: datetime) -> str:

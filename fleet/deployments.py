@@ -157,7 +157,11 @@ def change(d: Deployment, wanted: DeploymentChange, now: datetime) -> Deployment
         changed = _launched(changed, begin(changed.spec.rollout, _stable(changed), now, restart=True))
     if changed.desired == 0:
         changed = changed.with_(rollout=None)  # all go; whatever comes next starts from nothing
-    return d if changed == d else _accepted(changed, wanted.key)
+    if changed == d:
+        return d
+    if changed.given_up is d.given_up:
+        changed = changed.with_(given_up=None)  # has been seen
+    return _accepted(changed, wanted.key)
 
 
 def _with_spec(d: Deployment, wanted: DeploymentChange, spec: DeploymentSpec, now: datetime) -> Deployment:
@@ -177,7 +181,6 @@ def _with_spec(d: Deployment, wanted: DeploymentChange, spec: DeploymentSpec, no
         revision=d.newest_revision + 1,
         newest_revision=d.newest_revision + 1,
         cause=wanted.cause or "changed",
-        given_up=None,
     )
     return _launched(moved, rollout)
 

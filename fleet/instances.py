@@ -8,7 +8,8 @@ from pydantic import Field
 
 from fleet.engines.spec import EngineSpec
 from fleet.model import Count, Record, Text
-from fleet.placement.request import Placement
+from fleet.placement.request import Placement, PlacementRequest
+from fleet.specs import RestartSpec
 from fleet.states import InstanceState
 from fleet.timings import Timings
 
@@ -25,6 +26,7 @@ class Instance(Record):
     """Which generation of launches of its deployment this belongs to (spec changes and restarts)."""
     spec: EngineSpec
     timings: Timings = Timings()
+    restart: RestartSpec = RestartSpec()
 
     state: InstanceState = InstanceState.PENDING
     message: str = ""
@@ -38,7 +40,19 @@ class Instance(Record):
     pid: int | None = None
     restarts: int = 0
     failures: int = 0
-    """In a row, since it last served for ``timings.stable_after``."""
+    """In a row, since it last served for ``timings.stable_after``: the pause grows with them."""
+    failed_at: tuple[datetime, ...] = ()
+    """When the engine failed by itself, as far as ``restart`` counts it; oldest first."""
+    failure_class: str = ""
+    """Of the last failure."""
+    same_class: int = 0
+    """How many failures of that class there were in a row."""
+    host_failures: dict[str, int] = {}
+    """Where it failed, and how often, by host; the latest last."""
+    excluded_hosts: tuple[str, ...] = ()
+    """Where it is not tried again as long as another host could run it."""
+    notice: str = ""
+    """What Holdfast changed so that the engine runs; shown as the hint for as long as there is none of a failure."""
     ready_since: datetime | None = None
     retry_at: datetime | None = None
     """Absolute, because timers do not survive continue-as-new."""
@@ -106,7 +120,7 @@ class EngineExit(Record):
     hint: str = ""
     remedy: Remedy = Remedy.HERE
     at_most: int | None = None
-    """After so many failures of this class in a row more of the same is of no use; None: the budget alone decides."""
+    """So many retries in a row are of use for this class; None: the budget alone decides."""
     max_model_len: int | None = None
     """The context length that would fit, when the log says so (``Remedy.CHANGED``)."""
     gpu_fault: Literal["", "possible", "certain"] = ""
@@ -161,7 +175,7 @@ def apply_report(instance: Instance, report: EngineReport) -> Instance:
     return instance.with_(
         state=state,
         message=report.message,
-        hint="",
+        hint=instance.notice,
         progress=report.progress,
         endpoint=report.url,
         pid=report.pid,
@@ -169,36 +183,23 @@ def apply_report(instance: Instance, report: EngineReport) -> Instance:
     )
 
 
-def back_off(failures: int, timings: Timings) -> timedelta:
-    """Doubling pause before attempt ``failures + 1``; the first retry comes at once."""
-    if failures <= 1:
-        return timedelta(0)
-    doubled: timedelta = timings.first_back_off * 2 ** min(failures - 2, 30)
-    return min(doubled, timings.longest_back_off)
-
-
-def after_failure(instance: Instance, exit_: EngineExit, now: datetime) -> Instance:
-    """The state in which an instance goes on after its engine ended by itself."""
-    stable = instance.ready_since is not None and now - instance.ready_since >= instance.timings.stable_after
-    failures = 1 if stable else instance.failures + 1
-    common = {
-        "placement": None,
-        "endpoint": None,
-        "pid": None,
-        "progress": None,
-        "ready_since": None,
-        "failures": failures,
-        "hint": exit_.hint,
-    }
-    if not exit_.retry:
-        return instance.with_(state=InstanceState.FAILED, message=exit_.summary, retry_at=None, **common)
-    pause = back_off(failures, instance.timings)
-    return instance.with_(
-        state=InstanceState.RECOVERING,
-        message=exit_.summary,
-        restarts=instance.restarts + 1,
-        retry_at=now + pause,
-        **common,
+def placement_request(instance: Instance) -> PlacementRequest:
+    """Room for this instance under its present fence."""
+    spec = instance.spec
+    return PlacementRequest(
+        instance_id=instance.instance_id,
+        deployment=instance.deployment,
+        fence=instance.fence,
+        engine=spec.engine,
+        engine_version=spec.engine_version,
+        model_path=spec.model_path,
+        memory_bytes=spec.memory_bytes,
+        concurrency=spec.concurrency,
+        max_model_len=spec.max_model_len,
+        gpus_per_replica=spec.gpus_per_replica,
+        host_selector=spec.host_selector,
+        excluded_hosts=instance.excluded_hosts,
+        env_sealed=spec.env_sealed,
     )
 
 
@@ -212,6 +213,8 @@ def describe(instance: Instance) -> str:
         lines.append(f"Host `{instance.placement.host_id}`, {gpus}, fence {instance.fence}")
     if instance.endpoint:
         lines.append(f"Endpoint {instance.endpoint}, pid {instance.pid}")
+    if instance.excluded_hosts:
+        lines.append(f"Failed on {', '.join(instance.excluded_hosts)}: goes there only if no other host could run it")
     lines.append(f"Restarts: {instance.restarts}. Next: {_next_step(instance)}")
     return "\n\n".join(lines)
 
@@ -233,4 +236,4 @@ def _next_step(instance: Instance) -> str:
         case InstanceState.STOPPED:
             return "nothing: it has ended"
         case InstanceState.FAILED:
-            return "nothing until a person changes the deployment or restarts it"
+            return "wait until a person approves a retry (update `approve_retry`), or changes the deployment"

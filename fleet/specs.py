@@ -56,7 +56,6 @@ class HealthSpec(Wire):
     start_timeout_s: int = Field(default=1800, ge=1, le=86_400)
     """How long a start may take before the engine counts as failed."""
 
-
     unresponsive_timeout_s: int = Field(default=15, ge=5, le=86_400)
     """An engine that has not answered its health check for so long is restarted."""
     stall_timeout_s: int = Field(default=300, ge=0, le=86_400)

@@ -28,8 +28,8 @@ _START_TIMEOUT_S = 60.0
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """URL of the maintenance database of a server that lives as long as the test session."""
-    with tempfile.TemporaryDirectory(prefix="holdfast-pg-") as folder, _server(Path(folder)) as url:
-        yield url
+    with postgres_server() as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -68,31 +68,59 @@ def database(database_url: str) -> Iterator[Database]:
     opened.close()
 
 
+class PostgresServer:
+    """A server of its own below ``folder``, which can be taken down and brought back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._programs = _programs(folder)
+        self._data, self._log = folder / "data", folder / "log"
+        self._user = _UNPRIVILEGED if os.geteuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"postgresql://postgres@/postgres?host={folder}"
+        """Of the maintenance database."""
+        _hand_over(folder, self._user)
+        init: list[str | Path] = [self._programs / "initdb", "-D", self._data, "-U", "postgres", "-A", "trust"]
+        subprocess.run([*init, "-E", "UTF8"], check=True, user=self._user, cwd=folder, stdout=subprocess.DEVNULL)
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        options = {
+            "listen_addresses": "",  # only the socket in our own folder: no port to collide on
+            "unix_socket_directories": self._folder,
+            "max_connections": 200,
+            "fsync": "off",
+        }
+        start: list[str | Path] = [self._programs / "postgres", "-D", self._data]
+        start += [f"--{name}={value}" for name, value in options.items()]
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(start, user=self._user, cwd=self._folder, stdout=output, stderr=output)
+        _wait_until_it_answers(self.url, self._process, self._log)
+
+    def stop(self, *, crash: bool = False) -> None:
+        """Open connections are cut. ``crash``: at once, so that the next start has to recover."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def new_database(self, prefix: str) -> str:
+        """URL of a new and empty one."""
+        name = f"{prefix}{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return make_url(self.url).set(database=name).render_as_string(hide_password=False)
+
+
 @contextmanager
-def _server(folder: Path) -> Iterator[str]:
-    programs = _programs(folder)
-    data, log = folder / "data", folder / "log"
-    user = _UNPRIVILEGED if os.geteuid() == 0 else None
-    _hand_over(folder, user)
-    init: list[str | Path] = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-    subprocess.run(init, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
-    options = {
-        "listen_addresses": "",  # only the socket in our own folder: no port to collide on
-        "unix_socket_directories": folder,
-        "max_connections": 200,
-        "fsync": "off",
-    }
-    start: list[str | Path] = [programs / "postgres", "-D", data]
-    start += [f"--{name}={value}" for name, value in options.items()]
-    with log.open("wb") as output:
-        server = subprocess.Popen(start, user=user, cwd=folder, stdout=output, stderr=output)
-    try:
-        url = f"postgresql://postgres@/postgres?host={folder}"
-        _wait_until_it_answers(url, server, log)
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)  # fast shutdown: open connections are cut
-        server.wait(timeout=30)
+def postgres_server() -> Iterator[PostgresServer]:
+    with tempfile.TemporaryDirectory(prefix="holdfast-pg-") as folder:
+        server = PostgresServer(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 def _programs(folder: Path) -> Path:

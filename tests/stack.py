@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +100,9 @@ class Process:
 class Stack:
     """Temporal, controller, API and any number of hosts. ``start`` returns when the API is ready."""
 
+    command_line = "fleet.cli"
+    """The module that is ``holdfast``."""
+
     def __init__(
         self, folder: Path, *, engines: Path, database_url: str = "", env: Mapping[str, str] | None = None
     ) -> None:
@@ -108,10 +111,12 @@ class Stack:
         (self.home / "models").mkdir(parents=True)
         (self.home / "engines").symlink_to(engines)
         api, temporal, ui = free_ports(3)
-        more = {name.removeprefix("HOLDFAST_").lower(): value for name, value in (env or {}).items()}
-        self.settings = Settings(
-            home=self.home, port=api, temporal_port=temporal, temporal_ui_port=ui, database_url=database_url, **more
-        )
+        ours: dict[str, Any] = {"port": api, "temporal_port": temporal, "temporal_ui_port": ui}
+        more = {
+            name.removeprefix("HOLDFAST_").lower(): json.loads(value) if value.startswith("{") else value
+            for name, value in (env or {}).items()
+        }
+        self.settings = Settings(home=self.home, database_url=database_url, **ours | more)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")} | {
             "HOLDFAST_HOME": str(self.home),
             "HOLDFAST_PORT": str(api),
@@ -125,8 +130,9 @@ class Stack:
         self.controller = self._ours("controller")
         self.api = self._ours("api")
         self.hosts: dict[str, Process] = {}
+        self._more: list[Process] = []
         self.key = admin_key(self.settings)
-        self.url = f"http://127.0.0.1:{api}"
+        self.url = f"http://{self.settings.bind}:{self.settings.port}"
         self.http = httpx.Client(
             base_url=f"{self.url}/api/v1",
             headers={"authorization": f"Bearer {self.key}"},
@@ -134,8 +140,8 @@ class Stack:
             trust_env=False,
         )
 
-    def _ours(self, command: str, name: str = "", **env: str) -> Process:
-        argv = [sys.executable, "-m", "fleet.cli", command]
+    def _ours(self, command: str, name: str = "", *, prefix: Sequence[str] = (), **env: str) -> Process:
+        argv = [*prefix, sys.executable, "-m", self.command_line, command]
         log = self._logs / f"{name or command}.log"
         return Process(name or command, argv, {**self.env, **env}, log)
 
@@ -158,10 +164,11 @@ class Stack:
             process.ensure()
         eventually(self._ready, within=60, what="API and Temporal ready")
 
-    def add_host(self, name: str, **env: str) -> Process:
-        """Join and start a host; returns when it is ready."""
+    def add_host(self, name: str, *, prefix: Sequence[str] = (), **env: str) -> Process:
+        """Join and start a host; returns when it is ready. ``prefix``: a command that executes it, e.g. elsewhere."""
         token = self.ok(self.http.post("/join-tokens", json={"description": name}))["token"]
-        host = self._ours("host", f"host-{name}", HOLDFAST_HOST_NAME=name, HOLDFAST_HOST_TOKEN=token, **env)
+        env = {"HOLDFAST_HOST_NAME": name, "HOLDFAST_HOST_TOKEN": token, **env}
+        host = self._ours("host", f"host-{name}", prefix=prefix, **env)
         self.hosts[name] = host
         host.start()
         try:
@@ -169,6 +176,18 @@ class Stack:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
         return host
+
+    def start_more_apis(self, count: int) -> list[tuple[Process, str]]:
+        """More API processes, with their URLs; returns when all are ready. They end with the stack."""
+        more = []
+        for port in free_ports(count):
+            process = self._ours("api", f"api-{port}", HOLDFAST_PORT=str(port))
+            process.start()
+            more.append((process, f"http://{self.settings.bind}:{port}"))
+        self._more += [process for process, _ in more]
+        for _, url in more:
+            eventually(lambda u=url: httpx.get(f"{u}/readyz", trust_env=False).is_success, what=url)  # type: ignore[misc]
+        return more
 
     def host(self, name: str) -> dict[str, Any]:
         """Empty while it has not joined."""
@@ -248,7 +267,7 @@ class Stack:
     def stop(self) -> None:
         """Everything, engines too."""
         self.http.close()
-        for process in self._processes():
+        for process in [*self._processes(), *self._more]:
             process.kill()
         for pid in self.engine_pids():
             try:

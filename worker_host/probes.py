@@ -55,10 +55,27 @@ class EngineProbe:
         text = await self.metrics()
         return self.adapter.busy(text) if text is not None else None
 
-    async def metrics(self) -> str | None:
+    async def healthy(self, longest_s: float) -> bool:
+        """Whether it answers its health check within ``longest_s``, and with success."""
+        try:
+            async with asyncio.timeout(longest_s):  # httpx alone would allow it for each step
+                answer = await self.http.get(self.base_url + self.adapter.health_path, timeout=longest_s)
+        except (httpx.HTTPError, TimeoutError):
+            return False
+        return answer.status_code == 200
+
+    async def answers(self, probe: Probe, longest_s: float) -> bool:
+        """Whether it answers a request within ``longest_s``, be it with a refusal."""
+        try:
+            answer = await self.http.post(self.base_url + probe.path, json=probe.body, timeout=longest_s)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code < 500
+
+    async def metrics(self, longest_s: float = 2.0) -> str | None:
         """In Prometheus' format; None when it does not answer."""
         try:
-            answer = await self.http.get(self.base_url + self.adapter.metrics_path, timeout=2.0)
+            answer = await self.http.get(self.base_url + self.adapter.metrics_path, timeout=longest_s)
         except httpx.HTTPError:
             return None
         return answer.text if answer.status_code == 200 else None

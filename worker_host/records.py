@@ -29,6 +29,8 @@ class EngineRecord(Record):
     sequence: int = 0
     """Of reports to the control plane."""
     ready_since: datetime | None = None
+    suspect: bool = False
+    """It did not answer when it was last looked at."""
     suspended: bool = False
     """We stopped it ourselves because this host was told to end; it is to be started again."""
     ended: EngineExit | None = None

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import httpx
 from temporalio.client import Client
@@ -14,15 +15,18 @@ from temporalio.exceptions import ApplicationError
 from fleet.access.sealing import CannotOpen, Sealer
 from fleet.engines.adapter import EngineAdapter, Start
 from fleet.engines.catalog import resolve
-from fleet.engines.failures import classify, known_classes
 from fleet.instances import EngineExit, EnginePhase, EngineReport
+from fleet.policy.hang import Level
 from worker_host.control_plane import ControlPlane, Gone
-from worker_host.engine_log import EngineLogs, scrub
+from worker_host.endings import Endings
+from worker_host.engine_log import EngineLogs
 from worker_host.install import Engines, InstallFailed
 from worker_host.probes import EngineProbe, Refused, StartTimeout
 from worker_host.records import EngineRecord, Records, unpack
+from worker_host.reports import Reports
 from worker_host.runtime.process import ProcessRef, ProcessRuntime, free_port
 from worker_host.task_token import Beat, TaskToken
+from worker_host.watch import EngineWatch, Hung
 
 log = logging.getLogger("holdfast.host")
 
@@ -30,6 +34,7 @@ BEAT_S = 20.0
 """A third of ``Timings.engine_heartbeat``."""
 _RETRY_S = 2.0
 _BUSY_POLL_S = 0.2
+_HEALTH_S = 2.0
 _WITHDRAW_S = 3.0
 _GATEWAYS_REFRESH_S = 0.6
 _SUSPEND_DRAIN_S = 10.0
@@ -65,7 +70,7 @@ class SupervisedEngine:
         self._look = asyncio.Event()
         self._confirmed = asyncio.Event()
         self._new_token = asyncio.Event()
-        self._reports: asyncio.Queue[EngineReport] = asyncio.Queue()
+        self._reports = Reports(parts.control_plane)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -76,7 +81,7 @@ class SupervisedEngine:
         self._tasks = [
             asyncio.create_task(self._live(), name=f"engine {self._record.ref}"),
             asyncio.create_task(self._heartbeat(), name=f"heartbeat {self._record.ref}"),
-            asyncio.create_task(self._send_reports(), name=f"reports {self._record.ref}"),
+            asyncio.create_task(self._reports.run(), name=f"reports {self._record.ref}"),
         ]
         self._tasks[0].add_done_callback(self._ended)
 
@@ -87,7 +92,7 @@ class SupervisedEngine:
         self._new_token.set()
         self._look.set()
         if self._record.ready_since is not None and self._record.ended is None:
-            self._report(EnginePhase.READY)
+            self._report(EnginePhase.SUSPECT if self._record.suspect else EnginePhase.READY)
 
     def look(self) -> None:
         self._look.set()
@@ -163,24 +168,25 @@ class SupervisedEngine:
         try:
             process = await self._process()
         except (InstallFailed, OSError, ValueError, CannotOpen) as error:  # ValueError: no such argument can be passed
-            return self._never_started(str(error))
+            return self._endings().never_started(str(error))
         if process is None:
-            return self._classified(None)
+            return self._endings().ended(None)
         ending = asyncio.create_task(self._parts.runtime.wait(process))
-        getting_ready = asyncio.create_task(self._get_ready())
+        serving = asyncio.create_task(self._serve())
         try:
-            await asyncio.wait({ending, getting_ready}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ending, serving}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
                 try:
-                    getting_ready.result()
-                except (StartTimeout, Refused) as why:
+                    serving.result()
+                except (StartTimeout, Refused, Hung) as why:
+                    log.warning("killing %s, pid %d: %s", self._record.ref, process.pid, why)
                     self._parts.runtime.kill(process)
                     await ending
-                    return self._not_ready(why)
-            return self._classified(await ending)
+                    return self._endings().given_up(why)
+            return self._endings().ended(await ending)
         finally:
             ending.cancel()
-            getting_ready.cancel()
+            serving.cancel()
 
     async def _process(self) -> ProcessRef | None:
         """The running process, adopted or started; None when it ended while nobody watched."""
@@ -215,7 +221,7 @@ class SupervisedEngine:
             )
         )
         attempt = (self._parts.logs.latest(launch.instance_id) or 0) + 1
-        self._save(process=None, port=port, attempt=attempt, suspended=False, ready_since=None)
+        self._save(process=None, port=port, attempt=attempt, suspended=False, ready_since=None, suspect=False)
         path = self._parts.logs.path(launch.instance_id, attempt)
         process = self._parts.runtime.start(self._record.ref, command.argv, {**command.env, **env}, path)
         self._save(process=process)
@@ -224,12 +230,21 @@ class SupervisedEngine:
         self._report(EnginePhase.STARTING, message="loading the model")
         return process
 
-    async def _get_ready(self) -> None:
+    async def _serve(self) -> NoReturn:
+        """Raises StartTimeout, Refused, and Hung once it has been ready."""
+        spec = self._record.launch.spec
+        one_token = self._adapter.readiness(spec)
         if self._record.ready_since is None:  # else it was ready before we adopted it, and may be busy now
-            spec = self._record.launch.spec
-            await self._probe().until_ready(self._adapter.readiness(spec), spec.start_timeout_s)
+            await self._probe().until_ready(one_token, spec.start_timeout_s)
             self._save(ready_since=datetime.now(UTC))
-        self._report(EnginePhase.READY)
+        await EngineWatch(self._probe(), one_token, spec, self._seen).run(suspect=self._record.suspect)
+
+    def _seen(self, level: Level, reason: str) -> None:
+        suspect = level is Level.SUSPECT
+        if suspect:
+            log.warning("%s: %s", self._record.ref, reason)
+        self._save(suspect=suspect)
+        self._report(EnginePhase.SUSPECT if suspect else EnginePhase.READY, reason)
 
     async def _stop_engine(self) -> None:
         process = self._record.process or await asyncio.to_thread(self._parts.runtime.find, self._record.ref)
@@ -239,17 +254,26 @@ class SupervisedEngine:
         await self._stop_process(process)
 
     async def _drain(self, longest_s: float) -> None:
+        """Until it has no request left. Not for one that hangs: its requests will not finish."""
         with contextlib.suppress(asyncio.TimeoutError):
             async with asyncio.timeout(longest_s):
-                while self._drain_s and await self._probe().busy():  # ``stop`` may cut it short
+                while self._drain_s and await self._working():  # ``stop`` may cut it short
                     await asyncio.sleep(_BUSY_POLL_S)
+
+    async def _working(self) -> bool:
+        """Late metrics may come of much work; then its health check answers all the same."""
+        text = await self._probe().metrics()
+        if text is not None:
+            return bool(self._adapter.busy(text))
+        return not self._record.suspect and await self._probe().healthy(_HEALTH_S)
 
     async def _stop_process(self, process: ProcessRef) -> None:
         log.info("stopping %s, pid %d", self._record.ref, process.pid)
-        self._parts.runtime.terminate(process)
         ending = asyncio.create_task(self._parts.runtime.wait(process))
-        done, _ = await asyncio.wait({ending}, timeout=self._adapter.stop_grace_s)
-        if not done:
+        if not self._record.suspect:  # else it would not hear us
+            self._parts.runtime.terminate(process)
+            await asyncio.wait({ending}, timeout=self._adapter.stop_grace_s)
+        if not ending.done():
             self._parts.runtime.kill(process)
             await ending
 
@@ -282,7 +306,7 @@ class SupervisedEngine:
             beat = await token.report_cancellation()
             if beat is not Beat.UNASKED:
                 return beat
-            ended = self._stopped_unasked()
+            ended = self._endings().stopped_unasked()
         log.warning("%s: %s", self._record.ref, ended.summary)
         return await token.fail(ApplicationError(ended.summary, ended, type="EngineExited", non_retryable=True))
 
@@ -311,7 +335,7 @@ class SupervisedEngine:
                 pass
 
     def _report(self, phase: EnginePhase, message: str = "") -> None:
-        self._reports.put_nowait(self._next_report(phase, message))
+        self._reports.send(self._next_report(phase, message))
 
     def _next_report(self, phase: EnginePhase, message: str) -> EngineReport:
         self._save(sequence=self._record.sequence + 1)
@@ -321,49 +345,19 @@ class SupervisedEngine:
             fence=self._record.launch.fence,
             sequence=self._record.sequence,
             phase=phase,
-            url=f"http://{self._parts.address}:{port}" if phase is EnginePhase.READY else None,
+            url=f"http://{self._parts.address}:{port}" if phase in (EnginePhase.READY, EnginePhase.SUSPECT) else None,
             pid=process.pid if process else None,
             message=message,
             ready_since=self._record.ready_since,
         )
-
-    async def _send_reports(self) -> None:
-        while True:
-            report = await self._reports.get()
-            while not self._reports.empty():  # only the newest level matters
-                report = self._reports.get_nowait()
-            try:
-                await self._parts.control_plane.report(report)
-            except Gone as gone:
-                log.info("nobody asks for %s any more: %s", self._record.ref, gone)
 
     # -- small things -----------------------------------------------------------------------------------------
 
     def _probe(self) -> EngineProbe:
         return EngineProbe(self._parts.http, f"http://{self._parts.address}:{self._record.port}", self._adapter)
 
-    def _classified(self, exit_code: int | None) -> EngineExit:
-        tail = self._parts.logs.tail(self._record.launch.instance_id, self._record.attempt, self._env_values())
-        served = self._record.ready_since is not None
-        return classify(exit_code, tail, served=served, extra=self._adapter.failure_patterns)
-
-    def _not_ready(self, why: StartTimeout | Refused) -> EngineExit:
-        tail = self._parts.logs.tail(self._record.launch.instance_id, self._record.attempt, self._env_values())
-        if isinstance(why, Refused):
-            hint = f"It is healthy, but {why}. The model and the engine's arguments do not go together."
-            return EngineExit(exit_code=None, failure_class="refused", hint=hint, remedy=Remedy.NEVER, log_tail=tail)
-        hint = f"{why}. {known_classes()['slow'].hint}"
-        return EngineExit(exit_code=None, failure_class="slow", hint=hint, log_tail=tail)
-
-    def _stopped_unasked(self) -> EngineExit:
-        hint = "its host stopped it: the control plane did not know it as placed there"
-        return EngineExit(
-            exit_code=None, failure_class="unwanted", hint=hint, served=self._record.ready_since is not None
-        )
-
-    def _never_started(self, why: str) -> EngineExit:
-        found = classify(None, why, served=False, extra=self._adapter.failure_patterns)
-        return found.model_copy(update={"log_tail": scrub(why, self._env_values()), "hint": found.hint or why})
+    def _endings(self) -> Endings:
+        return Endings(self._parts.logs, self._adapter, self._record, self._env_values())
 
     def _env_values(self) -> tuple[str, ...]:
         with contextlib.suppress(CannotOpen):

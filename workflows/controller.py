@@ -11,9 +11,12 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.breaker import BreakerActivities
 from activities.fleet_state import FleetActivities
+from activities.gpus import GpuActivities
 from activities.placement import PlacementActivities
 from activities.projections import ProjectionActivities
+from activities.traffic import TrafficActivities
 from activities.waiting import WaitingInstances
 from fleet import ids
 from fleet.access.keys import master_sealer_of
@@ -36,6 +39,10 @@ def build_worker(client: Client, database: Database, settings: Settings, hosts: 
     placement = PlacementActivities(database, ModelFiles(hosts), master_sealer_of(settings), waiting)
     projections = ProjectionActivities(database)
     fleet = FleetActivities(database, client, waiting)
+    gpus = GpuActivities(database)
+    window = timedelta(seconds=settings.breaker_window_s)
+    breaker = BreakerActivities(database, share=settings.breaker_share, window=window)
+    traffic = TrafficActivities(database)
     return Worker(
         client,
         task_queue=ids.CONTROL_QUEUE,
@@ -52,6 +59,9 @@ def build_worker(client: Client, database: Database, settings: Settings, hosts: 
             fleet.ended_instances,
             fleet.announce_capacity,
             fleet.clean_up_instance,
+            gpus.note_gpu_fault,
+            breaker.may_replace,
+            traffic.read_traffic,
         ],
         workflow_runner=workflow_runner(),
         max_cached_workflows=5000,

@@ -75,7 +75,7 @@ class DeploymentWorkflow:
                 # A cancellation must not take a child away that the state already knows.
                 await asyncio.shield(asyncio.create_task(self._carry_out(plan)))
                 await self._record()
-                if self._deployment is self._recorded:
+                if self._deployment is self._recorded and not plan.judge:  # a judgement may change the plan
                     self._continue_as_new_if_due()
                     await self._sleep_until_changed()
             except (asyncio.CancelledError, ActivityError, ChildWorkflowError) as error:

@@ -12,6 +12,8 @@ from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
     from activities.contracts import (
+        GpuContract,
+        GpuFault,
         HostContract,
         InstanceId,
         PlacementContract,
@@ -19,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
         ReleaseRequest,
     )
     from fleet import ids
+    from fleet.deployments import Accepted
     from fleet.instances import (
         EngineExit,
         EngineLaunch,
@@ -27,12 +30,13 @@ with workflow.unsafe.imports_passed_through():
         InstanceNews,
         StopRequest,
         accepts,
-        after_failure,
         apply_report,
         describe,
+        placement_request,
     )
     from fleet.inventory import EngineRef
-    from fleet.placement.request import Placement, PlacementRequest
+    from fleet.placement.request import Placement
+    from fleet.recovery import after_failure, approved
     from fleet.states import InstanceState
     from fleet.temporal import DEPLOYMENT, HOST, KIND, MODEL, REVISION, STATE
     from workflows.handles import let_go
@@ -78,7 +82,7 @@ class InstanceWorkflow:
             if self._instance.placement is not None:
                 await self._serve(self._instance.placement)
             elif self._instance.state is InstanceState.FAILED:
-                await self._wait(self._never, None, "failed: waits to be replaced")
+                await self._wait(self._may_go_on, None, "failed: waits for approval, or to be replaced")
             elif (left := self._back_off_left()) > timedelta(0):
                 await self._wait(self._never, left, f"back off after: {self._instance.message}"[:200])
             else:
@@ -109,6 +113,17 @@ class InstanceWorkflow:
     def capacity_changed(self) -> None:
         self._capacity_changed = True
 
+    @workflow.update(name=ids.APPROVE_RETRY_UPDATE, description="The cause is gone: try again, with a clean record")
+    def approve_retry(self) -> Accepted:
+        self._instance = approved(self._instance)
+        return Accepted(generation=self._instance.restarts)
+
+    @approve_retry.validator
+    def _is_failed(self) -> None:
+        if self._must_end() or self._instance.state is not InstanceState.FAILED:
+            state = "being stopped" if self._must_end() else self._instance.state
+            raise ApplicationError(f"{self._instance.instance_id} is {state}, not failed", type="NotFailed")
+
     @workflow.query(description="The whole durable state")
     def state(self) -> Instance:
         return self._instance
@@ -120,14 +135,18 @@ class InstanceWorkflow:
         self._lost_hosts.clear()
         answer = await workflow.execute_activity_method(
             PlacementContract.place_instance,
-            self._placement_request(),
+            placement_request(self._instance),
             **_ledger(f"find room for {self._instance.instance_id}"),
         )
         if answer.newer_fence is not None:  # our state was reset by a person: go on above what exists
             self._instance = self._instance.with_(fence=answer.newer_fence)
         elif answer.placement is not None:
             self._instance = self._instance.with_(
-                state=InstanceState.STARTING, placement=answer.placement, message="", hint="", unplaceable=False
+                state=InstanceState.STARTING,
+                placement=answer.placement,
+                message="",
+                hint=self._instance.notice,
+                unplaceable=False,
             )
             self._last_sequence = -1
         elif answer.unplaceable is not None:
@@ -197,10 +216,24 @@ class InstanceWorkflow:
     async def _after_end(self, engine: ActivityHandle[EngineExit]) -> None:
         """The engine ended by itself: release its room and decide how to go on."""
         ended, gone = await self._exit_of(engine)
-        fence = self._instance.fence
+        fence, placement = self._instance.fence, self._instance.placement
         self._instance = after_failure(self._instance, ended, workflow.now())
         await self._record()
+        if placement is not None:  # before anybody can claim it again
+            await self._note_gpu_fault(ended, fence, placement)
         await self._release(fence, engine_gone=gone)
+
+    async def _note_gpu_fault(self, ended: EngineExit, fence: int, placement: Placement) -> None:
+        if not ended.gpu_fault or not placement.gpu_uuids:
+            return
+        fault = GpuFault(
+            instance_id=self._instance.instance_id,
+            fence=fence,
+            gpu_uuids=placement.gpu_uuids,
+            reason=ended.hint,
+            certain=ended.gpu_fault == "certain",
+        )
+        await workflow.execute_activity_method(GpuContract.note_gpu_fault, fault, **_ledger("an engine blames its GPU"))
 
     async def _abandon(self, engine: ActivityHandle[EngineExit], host_id: str) -> None:
         """The host is lost. Its engine may still run: cancel it for the day the host returns, and go elsewhere."""
@@ -297,6 +330,9 @@ class InstanceWorkflow:
     def _never() -> bool:
         return False
 
+    def _may_go_on(self) -> bool:
+        return self._instance.state is not InstanceState.FAILED
+
     def _is_lost(self, placement: Placement) -> bool:
         return placement.host_id in self._lost_hosts
 
@@ -353,23 +389,6 @@ class InstanceWorkflow:
         except ApplicationError:
             # The deployment's workflow was terminated by a person; serving goes on until somebody decides.
             workflow.logger.warning("deployment %s does not exist any more", self._instance.deployment)
-
-    def _placement_request(self) -> PlacementRequest:
-        spec = self._instance.spec
-        return PlacementRequest(
-            instance_id=self._instance.instance_id,
-            deployment=self._instance.deployment,
-            fence=self._instance.fence,
-            engine=spec.engine,
-            engine_version=spec.engine_version,
-            model_path=spec.model_path,
-            memory_bytes=spec.memory_bytes,
-            concurrency=spec.concurrency,
-            max_model_len=spec.max_model_len,
-            gpus_per_replica=spec.gpus_per_replica,
-            host_selector=spec.host_selector,
-            env_sealed=spec.env_sealed,
-        )
 
     def _due_for_continue_as_new(self) -> bool:
         # What was said about our host is not carried over: first act upon it.

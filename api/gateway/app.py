@@ -16,8 +16,10 @@ from api.gateway.options import Options
 from api.gateway.refusals import Refusal
 from api.gateway.relay import CLIENT_LEFT, Call, Relay
 from api.gateway.request import ClientGone, Receive, Send, bearer_token, model_of, read_body, read_head
+from api.gateway.route import Route
 from api.gateway.table import Refresher, RoutingTable
-from api.gateway.upstream import Upstream, Upstreams
+from api.gateway.traffic import TrafficLog
+from api.gateway.upstream import Upstreams
 from fleet.access.secrets import digest
 from fleet.db.session import Database
 
@@ -47,9 +49,10 @@ class Gateway:
         """``registry``: where its metrics go; None: one of its own, as ``metrics.registry``."""
         self._options = options or Options()
         self._table: RoutingTable | None = None
-        self._routes: dict[str, tuple[Upstream, ...]] = {}
+        self._routes: dict[str, Route] = {}
         self._models = b""
         self._upstreams = Upstreams(self._options)
+        self._traffic = TrafficLog(database, self._upstreams.sums, self._options.traffic_interval)
         self.metrics = Metrics(self._upstreams, registry)
         self._refresher = Refresher(
             database,
@@ -69,7 +72,8 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._relay = Relay(self.metrics)
         await self._refresher.refresh()
-        self._tasks = [asyncio.create_task(self._refresher.run()), asyncio.create_task(self._sweep())]
+        upkeep = (self._refresher.run(), self._sweep(), self._traffic.run())
+        self._tasks = [asyncio.create_task(task) for task in upkeep]
 
     async def refresh(self) -> None:
         """Look for changes now instead of at the next poll. Does not raise when the database is down."""
@@ -81,6 +85,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        await self._traffic.flush()
         self._upstreams.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,13 +134,13 @@ class Gateway:
         body = await read_body(receive, head.content_length, self._options.body_limit)
         model = model_of(body)
         try:
-            upstreams = self._route(model)
+            route = self._route(model)
         except Refusal:
             await self._refresher.catch_up()
-            upstreams = self._route(model)
+            route = self._route(model)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 (an ASGI server calls from a task)
-        return Call(model, path, body, head.forwarded, upstreams, started, task)
+        return Call(model, path, body, head.forwarded, route, started, task)
 
     async def _relay_watched(self, call: Call, receive: Receive, send: Send) -> int:
         watcher = self._loop.create_task(_watch(receive, call))
@@ -158,10 +163,10 @@ class Gateway:
         if key.scope not in _SCOPES:
             raise refusals.wrong_scope(key.scope)
 
-    def _route(self, model: str) -> tuple[Upstream, ...]:
-        upstreams = self._routes.get(model)
-        if upstreams:
-            return upstreams
+    def _route(self, model: str) -> Route:
+        route = self._routes.get(model)
+        if route is not None and route.upstreams:
+            return route
         assert self._table is not None  # noqa: S101 (the key was found in it)
         deployment = self._table.deployments.get(model)
         if deployment is None:
@@ -210,14 +215,22 @@ class Gateway:
     def _adopt(self, table: RoutingTable) -> None:
         before = self._table
         self._table = table
-        self._routes = self._upstreams.adopt(
-            endpoint for name in table.deployments for endpoint in table.endpoints.get(name, ())
-        )
+        self._adopt_routes(table)
+        self._traffic.adopt(table.deployments.keys())
         data = [_model(d.name, d.created_at) for d in table.deployments.values()]
         self._models = orjson.dumps({"object": "list", "data": data})
         if before is not None:
             for gone in before.deployments.keys() - table.deployments.keys():
                 self.metrics.forget(gone)
+
+    def _adopt_routes(self, table: RoutingTable) -> None:
+        endpoints = (endpoint for name in table.deployments for endpoint in table.endpoints.get(name, ()))
+        upstreams = self._upstreams.adopt(endpoints, table.draining)
+        for name, deployment in table.deployments.items():
+            self._routes.setdefault(name, Route()).update(upstreams.get(name, ()), deployment.traffic)
+        for gone in self._routes.keys() - table.deployments.keys():
+            self._routes.pop(gone).update((), {})  # requests on their way find nothing to be sent to again
+        self._upstreams.give_up(upstreams)
 
     async def _sweep(self) -> None:
         while True:

@@ -4,7 +4,8 @@ UpstreamError
 ├── ConnectFailed   there is no connection, so nothing was sent
 ├── Died            the connection ended before the reply did
 ├── BadReply        what came is not HTTP
-└── TimedOut        nothing came in time
+├── TimedOut        nothing came in time
+└── Withdrawn       the engine was given up before it answered
 """
 
 import asyncio
@@ -63,6 +64,11 @@ class TimedOut(UpstreamError):
         super().__init__("did not answer in time")
 
 
+class Withdrawn(UpstreamError):
+    def __init__(self) -> None:
+        super().__init__("was given up before it answered")
+
+
 class Connection(asyncio.Protocol):
     """For one exchange at a time: ``begin``, then ``head``, then ``read`` until ``ended``.
 
@@ -70,6 +76,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_begun",
         "_buffered",
         "_chunks",
         "_complete",
@@ -95,6 +102,7 @@ class Connection(asyncio.Protocol):
         "headers",
         "idle",
         "status",
+        "waited",
     )
 
     status: int
@@ -102,6 +110,8 @@ class Connection(asyncio.Protocol):
     """Those that clients get."""
     event_stream: bool
     """The body is plain server-sent events."""
+    waited: float
+    """Seconds until the first byte of the reply."""
 
     _chunks: list[bytes]
     _buffered: int
@@ -141,7 +151,8 @@ class Connection(asyncio.Protocol):
         self._on_stall = on_stall
         self.idle = False
         self.exchanges += 1
-        self.deadline = self._loop.time() + self._first_byte_timeout
+        self._begun = now = self._loop.time()
+        self.deadline = now + self._first_byte_timeout
         if len(body) <= _JOIN_BELOW:
             self._transport.write(head + body)
         else:
@@ -206,6 +217,12 @@ class Connection(asyncio.Protocol):
             self._on_stall()
         self._fail(TimedOut())
 
+    def give_up(self) -> None:
+        """The engine was withdrawn: break off what it has not begun to answer. Nothing else is disturbed."""
+        if not (self.idle or self._heard or self.closed):
+            self._fail(Withdrawn())
+            self.abort()
+
     # --- what the event loop says ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -224,8 +241,11 @@ class Connection(asyncio.Protocol):
             self._spoiled = True
             self.abort()
             return
-        self._heard = True
-        self.deadline = self._loop.time() + self._idle_timeout
+        now = self._loop.time()
+        if not self._heard:
+            self._heard = True
+            self.waited = now - self._begun
+        self.deadline = now + self._idle_timeout
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

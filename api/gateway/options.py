@@ -22,6 +22,8 @@ class Options:
     """Between two looks at the change counter of the database."""
     reload_interval: float = 10.0
     """The table is read again after this even if the counter did not move: phases do not move it."""
+    traffic_interval: float = 2.0
+    """Between two writes of what the engines have answered."""
     avoid_after: int = 2
     """So many failed connects in a row, and an endpoint is avoided while others exist…"""
     avoid_for: float = 1.0

@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from api.gateway import refusals
-from api.gateway.connection import ConnectFailed, Connection, Died, TimedOut, UpstreamError
+from api.gateway.connection import ConnectFailed, Connection, Died, TimedOut, UpstreamError, Withdrawn
 from api.gateway.events import EventStream, error_event
 from api.gateway.metrics import Metrics
 from api.gateway.request import Send
+from api.gateway.route import Route
 from api.gateway.upstream import Upstream
 from fleet.policy.blame import clients_fault
-from fleet.policy.least_load import least_loaded
-from fleet.policy.retry_budget import RetryBudget
+from fleet.policy.latency import bucket
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +21,8 @@ CLIENT_LEFT = 499
 _BROKEN_OFF = 502
 _MAY_BE_THE_CLIENTS = (500, 501)
 _JUDGED_BYTES = 64 << 10
+_MOVES = 2
+"""How often a request is asked elsewhere because its engine was withdrawn."""
 
 
 @dataclass(slots=True)
@@ -33,14 +34,16 @@ class Call:
     body: bytes
     forwarded: bytes
     """Header lines of the client that the engine gets."""
-    upstreams: Sequence[Upstream]
-    """Not empty."""
+    route: Route
+    """With at least one engine."""
     started: float
     """By the loop's clock."""
     task: "asyncio.Task[None]"
     tried: list[Upstream] = field(default_factory=list)
     """Endpoints that are not asked again."""
     resent: bool = False
+    """It was sent again because a connection ended without a word."""
+    moved: int = 0
     gone: bool = False
     """The client left, or does not read."""
 
@@ -54,8 +57,6 @@ class Relay:
     def __init__(self, metrics: Metrics) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
-        self._budget = RetryBudget()
-        self._turn = 0
 
     async def run(self, call: Call, send: Send) -> int:
         """Answer the call; returns the status for the metrics.
@@ -63,57 +64,64 @@ class Relay:
         Raises ``Refusal`` only while nothing of an answer was sent. When an answer broke off it returns
         without completing it, which makes the server close the client's connection.
         """
-        self._budget.note_request()
-        while True:
-            exchange = _Exchange(self._choose(call))
-            try:
-                connection = await exchange.ask(call)
-                return await self._pass_on(call, exchange, connection, send)
-            except UpstreamError as failure:
-                self._prepare_retry(call, exchange, failure)
-            finally:
-                exchange.settle()
-
-    def _choose(self, call: Call) -> Upstream:
-        upstreams = call.upstreams
-        if len(upstreams) == 1:
-            return upstreams[0]
-        now = self._loop.time()
-        left = [u for u in upstreams if u not in call.tried] if call.tried else upstreams
-        reachable = [u for u in left if u.avoided_until <= now]
-        if not call.tried:
-            self._turn += 1  # not for retries: with two replicas, one of them dead, it would always be first
-        chosen = least_loaded(reachable or left, self._turn)
-        chosen.note_trial()
-        return chosen
+        route = call.route
+        route.budget.note_request()
+        route.in_flight += 1
+        try:
+            while True:
+                exchange = _Exchange(route.choose(call.tried, self._loop.time()))
+                try:
+                    connection = await exchange.ask(call)
+                    return await self._pass_on(call, exchange, connection, send)
+                except UpstreamError as failure:
+                    self._prepare_retry(call, exchange, failure)
+                finally:
+                    exchange.settle()
+        finally:
+            route.in_flight -= 1
 
     def _prepare_retry(self, call: Call, exchange: "_Exchange", failure: UpstreamError) -> None:
         """Returns when the call may be tried again; raises the refusal when not."""
+        charged = True
+        refusal = refusals.engine_failed(call.model, str(failure))
         if isinstance(failure, ConnectFailed):
             call.tried.append(exchange.upstream)
             refusal = refusals.unreachable(call.model)
         elif isinstance(failure, TimedOut):
             raise refusals.engine_too_slow(call.model) from failure
+        elif isinstance(failure, Withdrawn) and call.moved < _MOVES:
+            call.moved += 1
+            call.tried.append(exchange.upstream)
+            charged = False  # those who withdrew it have said that the engine is at fault, and not the load
         elif isinstance(failure, Died) and not failure.heard and not call.resent:
             # Sent once more and no further: it may be this request that kills engines.
             call.resent = True
-            if exchange.reused:
-                exchange.upstream.close_idle()  # they are as old; the next attempt connects anew
-            else:
-                call.tried.append(exchange.upstream)
-            refusal = refusals.engine_failed(call.model, str(failure))
+            self._leave(call, exchange)
         else:
-            raise refusals.engine_failed(call.model, str(failure)) from failure
-        left = any(u not in call.tried for u in call.upstreams)
-        if not left or not self._budget.take(self._loop.time()):
+            raise refusal from failure
+        if not call.route.others(call.tried) or (charged and not self._may_retry(call.route)):
             raise refusal from failure
         self._metrics.retried(call.model)
+
+    @staticmethod
+    def _leave(call: Call, exchange: "_Exchange") -> None:
+        """Stay away from an engine that hung up, unless it may just have been tired of an idle connection."""
+        upstream = exchange.upstream
+        if exchange.reused:
+            upstream.close_idle()  # they are as old
+        if not exchange.reused or call.route.others([*call.tried, upstream]):
+            call.tried.append(upstream)
+
+    def _may_retry(self, route: Route) -> bool:
+        return route.budget.take(self._loop.time(), route.in_flight)
 
     async def _pass_on(self, call: Call, exchange: "_Exchange", connection: Connection, send: Send) -> int:
         status = connection.status
         begun = b""
         if status in _MAY_BE_THE_CLIENTS and not connection.event_stream:
-            begun = await self._judge(connection, status)
+            begun = await self._judge(exchange, connection, status)
+        if status >= 500:
+            exchange.blame()
         await send({"type": "http.response.start", "status": status, "headers": connection.headers})
         try:
             if begun:
@@ -124,6 +132,7 @@ class Relay:
             else:
                 await self._pass_bytes(exchange, connection, send)
         except UpstreamError as failure:
+            exchange.blame()
             _log.warning("an answer of %s broke off: the engine %s", exchange.upstream.instance_id, failure)
             if connection.event_stream:
                 event = error_event(f"The engine of the model '{call.model}' {failure}.", "engine_failed")
@@ -132,11 +141,15 @@ class Relay:
         return status
 
     @staticmethod
-    async def _judge(connection: Connection, status: int) -> bytes:
+    async def _judge(exchange: "_Exchange", connection: Connection, status: int) -> bytes:
         """The beginning of an error that is the engine's own. Raises ``Refusal`` when the request is at fault."""
         body = b""
-        while not connection.ended and len(body) < _JUDGED_BYTES:
-            body += await connection.read()
+        try:
+            while not connection.ended and len(body) < _JUDGED_BYTES:
+                body += await connection.read()
+        except UpstreamError:
+            exchange.blame()
+            raise
         if (message := clients_fault(status, body)) is not None:
             raise refusals.refused_by_engine(message)
         return body
@@ -177,12 +190,12 @@ class Relay:
 class _Exchange:
     """One attempt at one engine, counted as in flight until ``settle``, which may be called again."""
 
-    __slots__ = ("_connection", "_settled", "upstream")
+    __slots__ = ("_blamed", "_connection", "_settled", "upstream")
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self._connection: Connection | None = None
-        self._settled = False
+        self._settled = self._blamed = False
         upstream.in_flight += 1
 
     @property
@@ -192,16 +205,30 @@ class _Exchange:
     async def ask(self, call: Call) -> Connection:
         """Send the request; returns when the engine has begun to answer. Raises ``UpstreamError``."""
         upstream = self.upstream
-        connection = self._connection = await upstream.acquire()
-        body = call.body
-        head = b"%bcontent-length: %d\r\n%b\r\n" % (
-            upstream.request_head(call.path),
-            len(body),
-            call.forwarded,
-        )
-        connection.begin(head, body, call.abandon)
-        await connection.head()
+        try:
+            # A second time over a new connection: an old one might end without a word as well.
+            connection = self._connection = await (upstream.connect() if call.resent else upstream.acquire())
+            body = call.body
+            head = b"%bcontent-length: %d\r\n%b\r\n" % (
+                upstream.request_head(call.path),
+                len(body),
+                call.forwarded,
+            )
+            connection.begin(head, body, call.abandon)
+            await connection.head()
+        except Withdrawn:
+            raise
+        except UpstreamError:
+            upstream.failures += 1
+            raise
+        upstream.latency[bucket(connection.waited)] += 1
         return connection
+
+    def blame(self) -> None:
+        """The answer that was begun is a failure of the engine's. Counts once."""
+        if not self._blamed:
+            self._blamed = True
+            self.upstream.broken += 1
 
     def settle(self) -> None:
         if self._settled:

@@ -9,15 +9,19 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
+from sqlalchemy import select as sa_select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
 from fleet.db import registry
 from fleet.db.session import Database
-from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow
-from fleet.states import EndpointState
+from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow, InstanceRow
+from fleet.states import EndpointState, HostState
 
 _log = logging.getLogger(__name__)
+
+EngineKey = tuple[str, int]
+"""Instance id and fence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class KnownDeployment:
     desired_replicas: int
     created_at: int
     """Seconds since 1970, as OpenAI's ``created``."""
+    traffic: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Weights by launch; empty: requests are spread over all replicas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,10 @@ class Endpoint:
     """Without ``/v1``; may have a path."""
     capacity: int
     """Requests that it works on at a time; 0: not known."""
+    launch: int = 0
+    """Which launch of its deployment it belongs to."""
+    suspect: bool = False
+    """It, or its host, was not heard of for a moment: asked only when no other replica is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,9 @@ class RoutingTable:
     """By SHA-256 of the key. Revoked keys are not in it; expired ones may be."""
     deployments: Mapping[str, KnownDeployment] = field(default_factory=lambda: MappingProxyType({}))
     endpoints: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    """By deployment; only those that are ready."""
+    """By deployment; those that take new requests."""
+    draining: frozenset[EngineKey] = frozenset()
+    """Those that finish what they have. What is neither here nor in ``endpoints`` is gone."""
 
 
 def load(session: Session) -> RoutingTable:
@@ -72,6 +84,7 @@ def load(session: Session) -> RoutingTable:
         keys=MappingProxyType(_keys(session)),
         deployments=MappingProxyType(_deployments(session)),
         endpoints=MappingProxyType(_endpoints(session)),
+        draining=_draining(session),
     )
 
 
@@ -85,29 +98,50 @@ def _keys(session: Session) -> dict[str, Key]:
 
 
 def _deployments(session: Session) -> dict[str, KnownDeployment]:
-    rows = session.exec(
-        select(
-            DeploymentRow.name, DeploymentRow.phase, DeploymentRow.desired_replicas, DeploymentRow.created_at
-        ).order_by(DeploymentRow.name)
-    )
+    rows = session.execute(
+        sa_select(
+            col(DeploymentRow.name),
+            col(DeploymentRow.phase),
+            col(DeploymentRow.desired_replicas),
+            col(DeploymentRow.created_at),
+            col(DeploymentRow.traffic),
+        ).order_by(col(DeploymentRow.name))
+    ).all()
     return {
-        name: KnownDeployment(name, phase, desired, int(created_at.timestamp()))
-        for name, phase, desired, created_at in rows
+        name: KnownDeployment(name, phase, desired, int(created_at.timestamp()), _weights(traffic))
+        for name, phase, desired, created_at, traffic in rows
     }
+
+
+def _weights(traffic: Mapping[str, int]) -> Mapping[int, int]:
+    return MappingProxyType({int(launch): weight for launch, weight in traffic.items()})
 
 
 def _endpoints(session: Session) -> dict[str, tuple[Endpoint, ...]]:
     rows = session.exec(
-        select(EndpointRow).where(EndpointRow.state == EndpointState.READY).order_by(EndpointRow.instance_id)
+        select(EndpointRow, InstanceRow.host_id, HostRow.state)
+        .join(InstanceRow, col(InstanceRow.id) == EndpointRow.instance_id, isouter=True)
+        .join(HostRow, col(HostRow.id) == InstanceRow.host_id, isouter=True)
+        .where(EndpointRow.state != EndpointState.DRAINING)
+        .order_by(EndpointRow.instance_id)
     )
-    by_deployment: dict[str, tuple[Endpoint, ...]] = {}
-    for row in rows:
-        endpoint = Endpoint(row.instance_id, row.fence, row.deployment, row.url, row.capacity)
+    by_deployment: dict[str, list[Endpoint]] = {}
+    for row, host_id, host_state in rows:
         if not _usable(row.url):
             _log.error("the endpoint of instance %s is left out: %r is no http(s) URL", row.instance_id, row.url)
             continue
-        by_deployment[row.deployment] = (*by_deployment.get(row.deployment, ()), endpoint)
-    return by_deployment
+        host_is_well = host_id is None or host_state == HostState.READY
+        suspect = row.state == EndpointState.SUSPECT or not host_is_well
+        endpoint = Endpoint(row.instance_id, row.fence, row.deployment, row.url, row.capacity, row.launch, suspect)
+        by_deployment.setdefault(row.deployment, []).append(endpoint)
+    return {deployment: tuple(endpoints) for deployment, endpoints in by_deployment.items()}
+
+
+def _draining(session: Session) -> frozenset[EngineKey]:
+    rows = session.exec(
+        select(EndpointRow.instance_id, EndpointRow.fence).where(EndpointRow.state == EndpointState.DRAINING)
+    )
+    return frozenset((instance_id, fence) for instance_id, fence in rows)
 
 
 def _usable(url: str) -> bool:

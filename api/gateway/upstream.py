@@ -1,15 +1,17 @@
 """The engines that requests may go to: their connections, their load, and whether they can be reached."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from urllib.parse import urlsplit
 
-from api.gateway.connection import ConnectFailed, Connection, connect
+from api.gateway.connection import ConnectFailed, Connection, Withdrawn, connect
 from api.gateway.options import Options
-from api.gateway.table import Endpoint
+from api.gateway.table import Endpoint, EngineKey
+from fleet.db.traffic import Sums
+from fleet.policy.latency import BUCKETS
 
-Key = tuple[str, int]
-"""Instance id and fence."""
+_REMEMBERED = 4096
+"""Sums of engines that are gone."""
 
 
 class Upstream:
@@ -26,13 +28,22 @@ class Upstream:
         "_port",
         "_tls",
         "avoided_until",
+        "broken",
         "capacity",
+        "deployment",
+        "failures",
+        "fence",
         "in_flight",
         "instance_id",
+        "latency",
+        "launch",
+        "suspect",
         "url",
+        "withdrawn",
     )
 
-    def __init__(self, endpoint: Endpoint, options: Options) -> None:
+    def __init__(self, endpoint: Endpoint, options: Options, before: Sums | None = None) -> None:
+        """``before``: what it had answered when it was last forgotten."""
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
@@ -41,12 +52,24 @@ class Upstream:
         self.avoided_until = 0.0
         self.in_flight = 0
         self.instance_id = endpoint.instance_id
+        self.fence = endpoint.fence
+        self.deployment = endpoint.deployment
+        self.launch = endpoint.launch
+        self.withdrawn = False
+        """The table does not know it any more, not even as draining: the engine is gone, or lost with its host."""
+        self.latency = list(before.latency) if before else [0] * BUCKETS
+        """Answers that were begun, by the time until their first byte."""
+        self.failures = before.requests - sum(before.latency) if before else 0
+        """Requests that the engine did not begin to answer, although their clients waited."""
+        self.broken = before.errors - self.failures if before else 0
+        """Of the answers that were begun: broken off, or an error of the engine's own."""
         self.url = ""
         self.update(endpoint)
 
     def update(self, endpoint: Endpoint) -> None:
         """Take over what the table says now. Requests that are in it stay in it."""
         self.capacity = endpoint.capacity
+        self.suspect = endpoint.suspect
         if endpoint.url == self.url:
             return
         parts = urlsplit(endpoint.url)
@@ -73,14 +96,14 @@ class Upstream:
         return head
 
     async def acquire(self) -> Connection:
-        """An open connection. Raises ``ConnectFailed``."""
+        """An open connection. Raises ``ConnectFailed`` or ``Withdrawn``."""
         now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed and connection.deadline > now:
                 return connection
             connection.abort()
-        return await self._connect()
+        return await self.connect()
 
     def release(self, connection: Connection) -> None:
         """Keep the connection for the next request, or close it when its exchange did not come to its end."""
@@ -105,6 +128,23 @@ class Upstream:
                 self._connections.discard(connection)
         self._idle = [c for c in self._idle if not c.closed]
 
+    def give_up(self) -> None:
+        """Break off what it has not begun to answer, so that it can be asked elsewhere."""
+        for connection in list(self._connections):
+            connection.give_up()
+
+    def sums(self) -> Sums:
+        """What it has answered so far."""
+        return Sums(
+            instance_id=self.instance_id,
+            fence=self.fence,
+            deployment=self.deployment,
+            launch=self.launch,
+            requests=sum(self.latency) + self.failures,
+            errors=self.failures + self.broken,
+            latency=tuple(self.latency),
+        )
+
     def close_idle(self) -> None:
         for connection in self._idle:
             connection.abort()
@@ -117,7 +157,8 @@ class Upstream:
         self._connections.clear()
         self._idle.clear()
 
-    async def _connect(self) -> Connection:
+    async def connect(self) -> Connection:
+        """A connection that was not used before. Raises ``ConnectFailed`` or ``Withdrawn``."""
         options = self._options
         try:
             connection = await connect(
@@ -132,6 +173,9 @@ class Upstream:
             if self._failures >= options.avoid_after:
                 self._avoid()
             raise
+        if self.withdrawn:
+            connection.abort()
+            raise Withdrawn
         self._failures = 0
         self.avoided_until = 0.0
         self._connections.add(connection)
@@ -149,14 +193,16 @@ class Upstreams:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._all: dict[Key, Upstream] = {}
-        self._named: frozenset[Key] = frozenset()
+        self._all: dict[EngineKey, Upstream] = {}
+        self._named: frozenset[EngineKey] = frozenset()
+        self._ended: dict[EngineKey, Sums] = {}
+        """Of those that were forgotten; one that comes back under the same fence counts on from there."""
 
     def __iter__(self) -> Iterator[Upstream]:
         return iter(list(self._all.values()))
 
-    def adopt(self, endpoints: Iterable[Endpoint]) -> dict[str, tuple[Upstream, ...]]:
-        """By deployment, the upstreams of ``endpoints``."""
+    def adopt(self, endpoints: Iterable[Endpoint], draining: frozenset[EngineKey]) -> dict[str, list[Upstream]]:
+        """By deployment, the upstreams of ``endpoints``. What is neither among them nor ``draining`` is gone."""
         routes: dict[str, list[Upstream]] = {}
         named = set()
         for endpoint in endpoints:
@@ -164,7 +210,19 @@ class Upstreams:
             named.add(key)
             routes.setdefault(endpoint.deployment, []).append(self._get(key, endpoint))
         self._named = frozenset(named)
-        return {deployment: tuple(upstreams) for deployment, upstreams in routes.items()}
+        for key, upstream in self._all.items():
+            upstream.withdrawn = key not in named and key not in draining
+        return routes
+
+    def give_up(self, deployments: Container[str]) -> None:
+        """Break off what waits for the first byte of an engine that is gone, where others could be asked instead."""
+        for upstream in self._all.values():
+            if upstream.withdrawn and upstream.deployment in deployments:
+                upstream.give_up()
+
+    def sums(self) -> list[Sums]:
+        """What each has answered so far, those included that are gone by now."""
+        return [*self._ended.values(), *(upstream.sums() for upstream in self._all.values())]
 
     def sweep(self, now: float) -> None:
         """Apply timeouts, and forget those that are neither named nor busy any more."""
@@ -173,15 +231,18 @@ class Upstreams:
             if key not in self._named and upstream.in_flight == 0:
                 upstream.close()
                 del self._all[key]
+                self._ended[key] = upstream.sums()
+        while len(self._ended) > _REMEMBERED:
+            del self._ended[next(iter(self._ended))]
 
     def close(self) -> None:
         for upstream in self._all.values():
             upstream.close()
 
-    def _get(self, key: Key, endpoint: Endpoint) -> Upstream:
+    def _get(self, key: EngineKey, endpoint: Endpoint) -> Upstream:
         known = self._all.get(key)
         if known is None:
-            known = self._all[key] = Upstream(endpoint, self._options)
+            known = self._all[key] = Upstream(endpoint, self._options, self._ended.pop(key, None))
         else:
             known.update(endpoint)
         return known

@@ -29,7 +29,34 @@ _PROJECTED_WITHIN_S = 2.0
 _POLL_S = 0.02
 
 IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=100, description="the ETag that was read")]
-IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", min_length=1, max_length=200, description="the same again is done once"),
+]
+
+
+class RolloutView(BaseModel):
+    strategy: str
+    mode: str
+    """``surge``: new replicas first; ``recreate``: old ones make room first."""
+    stage: str
+    paused: bool
+    rolling_back: bool
+    revision: int
+    from_revision: int | None
+    new_replicas: int
+    new_ready_replicas: int
+    old_replicas: int
+    note: str
+    started_at: datetime
+    bake_until: datetime | None
+
+
+class FailedRollout(BaseModel):
+    revision: int
+    outcome: str
+    """``failed`` or ``aborted``."""
+    reason: str
 
 
 class DeploymentStatus(BaseModel):
@@ -41,6 +68,10 @@ class DeploymentStatus(BaseModel):
     message: str
     hint: str
     conditions: list[dict[str, Any]] = []
+    rollout: RolloutView | None = None
+    """The one in progress."""
+    failed_rollout: FailedRollout | None = None
+    """The last change, if it was gone back from."""
     workflow_url: str
 
 
@@ -74,13 +105,14 @@ async def create(
         engine_version=version,
         created_at=datetime.now(UTC),
         create_key=idempotency_key or "",
+        timings=services.settings.timings,
     )
     before = await _create(services, deployment)
     if before is not None:
-        return _show(response, services.settings, before)
-    row = await _projected(services, body.name, 1, since=deployment.created_at)
+        return show(response, services.settings, before)
+    row = await projected(services, body.name, 1, since=deployment.created_at)
     response.headers["location"] = f"/api/v1/deployments/{body.name}"
-    return _show(response, services.settings, row or _not_yet(deployment))
+    return show(response, services.settings, row or _not_yet(deployment))
 
 
 @router.get("", summary="List deployments")
@@ -98,20 +130,23 @@ async def list_(
 
 @router.get("/{name}", summary="Read a deployment")
 async def get(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
-    return _show(response, services.settings, await _existing(services, name))
+    return show(response, services.settings, await existing(services, name))
 
 
 @router.patch("/{name}", summary="Change a deployment (JSON merge patch)")
 async def patch(
+    *,
     name: str,
     body: Annotated[dict[str, Any], Body(examples=[{"spec": {"replicas": 2}}])],
     response: Response,
     services: ServicesDep,
     _admin: AdminDep,
     if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Any:
-    """What is not named stays; ``null`` removes. A change that needs new engines replaces them one at a time."""
-    row = await _existing(services, name)
+    """What is not named stays; ``null`` removes. A change that needs new engines is a new revision, and is rolled out
+    as ``spec.rollout`` says."""
+    row = await existing(services, name)
     unknown = set(body) - {"labels", "spec"}
     if unknown:
         field = sorted(unknown)[0]
@@ -122,39 +157,45 @@ async def patch(
     except ValidationError as error:
         return invalid(error.errors())
     old = DeploymentSpec.model_validate(row.spec)
-    change = DeploymentChange(labels=wanted.labels, if_generation=_generation(if_match))
+    change = DeploymentChange(labels=wanted.labels, if_generation=_generation(if_match), key=idempotency_key or "")
     if "spec" in body:
         engine, version = await _recheck(services, row, old, wanted.spec)
         sealed = seal_env(services.master, wanted.spec, old.env)
         change = change.model_copy(update={"spec": sealed, "engine": engine, "engine_version": version})
-    return await _changed(name, change, response, services)
+    return await changed(name, change, response, services)
 
 
 @router.post("/{name}/stop", status_code=202, summary="Stop all replicas, keep the deployment")
-async def stop(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
-    await _existing(services, name)
-    return await _changed(name, DeploymentChange(stopped=True), response, services)
+async def stop(
+    name: str, response: Response, services: ServicesDep, _admin: AdminDep, idempotency_key: IdempotencyKey = None
+) -> DeploymentView:
+    await existing(services, name)
+    return await changed(name, DeploymentChange(stopped=True, key=idempotency_key or ""), response, services)
 
 
 @router.post("/{name}/start", status_code=202, summary="Start a stopped deployment again")
-async def start(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
-    await _existing(services, name)
-    return await _changed(name, DeploymentChange(stopped=False), response, services)
+async def start(
+    name: str, response: Response, services: ServicesDep, _admin: AdminDep, idempotency_key: IdempotencyKey = None
+) -> DeploymentView:
+    await existing(services, name)
+    return await changed(name, DeploymentChange(stopped=False, key=idempotency_key or ""), response, services)
 
 
-@router.post("/{name}/restart", status_code=202, summary="Replace all replicas, one at a time")
-async def restart(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
-    """Asked twice before the first has begun, it restarts once."""
-    row = await _existing(services, name)
-    return await _changed(name, DeploymentChange(restart_of=row.launch), response, services)
+@router.post("/{name}/restart", status_code=202, summary="Replace all replicas")
+async def restart(
+    name: str, response: Response, services: ServicesDep, _admin: AdminDep, idempotency_key: IdempotencyKey = None
+) -> DeploymentView:
+    """As a rollout of the same revision. Sent again with the same Idempotency-Key, it restarts once."""
+    row = await existing(services, name)
+    return await changed(name, DeploymentChange(restart_of=row.launch, key=idempotency_key or ""), response, services)
 
 
 @router.delete("/{name}", status_code=202, summary="Delete a deployment")
 async def delete(name: str, response: Response, services: ServicesDep, _admin: AdminDep) -> DeploymentView:
     """Its replicas drain and stop; then the name is free again. Deleting twice is harmless."""
-    row = await _existing(services, name)
+    row = await existing(services, name)
     accepted = await services.workflows.delete_deployment(name)
-    return _show(response, services.settings, await _projected(services, name, accepted.generation) or row)
+    return show(response, services.settings, await projected(services, name, accepted.generation) or row)
 
 
 def view(settings: Settings, row: DeploymentRow) -> DeploymentView:
@@ -174,9 +215,18 @@ def view(settings: Settings, row: DeploymentRow) -> DeploymentView:
             generation=row.generation,
             message=row.message,
             hint=row.hint,
+            rollout=RolloutView.model_validate(row.rollout) if row.rollout else None,
+            failed_rollout=_failed(row.durable.get("given_up")),
             workflow_url=settings.workflow_url(ids.deployment_workflow(row.name)),
         ),
     )
+
+
+def _failed(given_up: list[Any] | None) -> FailedRollout | None:
+    if given_up is None:
+        return None
+    revision, outcome, reason = given_up
+    return FailedRollout(revision=revision, outcome=outcome, reason=reason)
 
 
 async def _create(services: Services, deployment: Deployment) -> DeploymentRow | None:
@@ -197,7 +247,7 @@ async def _create(services: Services, deployment: Deployment) -> DeploymentRow |
             return None
 
 
-def _show(response: Response, settings: Settings, row: DeploymentRow) -> DeploymentView:
+def show(response: Response, settings: Settings, row: DeploymentRow) -> DeploymentView:
     response.headers["etag"] = f'"{row.generation}"'
     return view(settings, row)
 
@@ -207,10 +257,10 @@ def _masked(row: DeploymentRow) -> DeploymentSpec:
     return spec.model_copy(update={"env": dict.fromkeys(spec.env, MASK)})
 
 
-async def _changed(name: str, change: DeploymentChange, response: Response, services: Services) -> DeploymentView:
+async def changed(name: str, change: DeploymentChange, response: Response, services: Services) -> DeploymentView:
     accepted: Accepted = await services.workflows.change_deployment(name, change)
-    row = await _projected(services, name, accepted.generation) or await _existing(services, name)
-    return _show(response, services.settings, row)
+    row = await projected(services, name, accepted.generation) or await existing(services, name)
+    return show(response, services.settings, row)
 
 
 async def _recheck(services: Services, row: DeploymentRow, old: DeploymentSpec, new: DeploymentSpec) -> tuple[str, str]:
@@ -221,7 +271,7 @@ async def _recheck(services: Services, row: DeploymentRow, old: DeploymentSpec, 
     return await check_spec(services, new)
 
 
-async def _existing(services: Services, name: str) -> DeploymentRow:
+async def existing(services: Services, name: str) -> DeploymentRow:
     row = await _row(services, name)
     if row is None:
         raise NotFound(f"there is no deployment named {name!r}", hint="GET /api/v1/deployments lists what there is")
@@ -232,7 +282,7 @@ async def _row(services: Services, name: str) -> DeploymentRow | None:
     return None if "\x00" in name else await services.database.aread(lambda s: s.get(DeploymentRow, name))
 
 
-async def _projected(
+async def projected(
     services: Services, name: str, generation: int, since: datetime | None = None
 ) -> DeploymentRow | None:
     """The row once the workflow has written what it accepted; None when that takes too long."""

@@ -18,6 +18,7 @@ from fleet.hosts import HostRegistered
 from fleet.instances import EngineReport
 from fleet.inventory import EngineRef, Registration
 from fleet.join import EngineList, JoinAnswer, JoinRequest, TemporalAccess
+from fleet.resync import host_of
 from fleet.states import HostState
 
 router = APIRouter(prefix="/hosts", tags=["host workers"])
@@ -37,7 +38,8 @@ async def register(body: Registration, host: HostDep, services: ServicesDep) -> 
     await services.database.awrite(lambda s: save_registration(s, host.id, body))
     inventory = body.inventory
     await services.workflows.register_host(
-        HostRegistered(host_id=host.id, name=inventory.hostname, version=body.version, boot_id=inventory.boot_id)
+        HostRegistered(host_id=host.id, name=inventory.hostname, version=body.version, boot_id=inventory.boot_id),
+        known=host_of(host),
     )
     wanted = await _wanted(services, host.id, set(body.engines))
     if body.fresh:

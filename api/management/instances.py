@@ -1,5 +1,6 @@
 """Instances: what runs where, and what it prints."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -14,12 +15,17 @@ from api.management.paging import Cursor, Limit, Page, page
 from api.state import AdminDep, Services, ServicesDep
 from fleet import ids
 from fleet.db.hosts import address_of
-from fleet.db.tables import HostRow, InstanceRow
-from fleet.errors import NotFound, Unavailable
+from fleet.db.tables import DeploymentRow, HostRow, InstanceRow
+from fleet.errors import Conflict, NotFound, Unavailable
 from fleet.host_client import HostAddress, HostUnreachable
 from fleet.settings import Settings
+from fleet.states import InstanceState
 
 router = APIRouter(prefix="/instances", tags=["instances"])
+of_deployment = APIRouter(prefix="/deployments", tags=["instances"])
+
+_AT_ONCE = 20
+"""Workflows that are asked at the same time."""
 
 
 class InstanceView(BaseModel):
@@ -41,6 +47,11 @@ class InstanceView(BaseModel):
     workflow_url: str
     created_at: datetime
     updated_at: datetime
+
+
+class Approved(BaseModel):
+    instances: list[str]
+    """Ids of those that are tried again."""
 
 
 @router.get("", summary="List instances")
@@ -87,6 +98,33 @@ async def metrics(instance_id: str, services: ServicesDep, _admin: AdminDep) -> 
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@router.post("/{instance_id:path}/approve-retry", status_code=202, summary="Let a failed instance try again, at once")
+async def approve(instance_id: str, services: ServicesDep, _admin: AdminDep) -> Approved:
+    row = await _existing(services, instance_id)
+    if row.state != InstanceState.FAILED:
+        raise Conflict(
+            f"{instance_id} is {row.state}, not failed",
+            hint="only a failed instance waits for approval; the others go on by themselves",
+        )
+    await services.workflows.approve_retry(instance_id)
+    return Approved(instances=[instance_id])
+
+
+@of_deployment.post("/{name}/approve-retry", status_code=202, summary="Let all failed instances try again, at once")
+async def approve_all(name: str, services: ServicesDep, _admin: AdminDep) -> Approved:
+    rows = await services.database.aread(lambda s: _of_deployment(s, name))
+    if rows is None:
+        raise NotFound(f"there is no deployment {name!r}", hint="GET /api/v1/deployments lists what there is")
+    failed = [r.id for r in rows if r.state == InstanceState.FAILED]
+    approved: list[str] = []
+    for start in range(0, len(failed), _AT_ONCE):
+        answers = await asyncio.gather(*(_approved(services, i) for i in failed[start : start + _AT_ONCE]))
+        approved += [instance_id for instance_id in answers if instance_id]
+    if not approved:
+        raise Conflict(f"no instance of {name} is failed", hint=f"see `holdfast instances --deployment {name}`")
+    return Approved(instances=approved)
+
+
 @router.get("/{instance_id:path}", summary="Read an instance")
 async def get(instance_id: str, services: ServicesDep, _admin: AdminDep) -> InstanceView:
     return view(services.settings, await _existing(services, instance_id))
@@ -104,6 +142,21 @@ def _all(session: Session, deployment: str | None) -> list[InstanceRow]:
     if deployment is not None:
         query = query.where(InstanceRow.deployment == deployment.replace("\x00", ""))
     return list(session.exec(query).all())
+
+
+def _of_deployment(session: Session, name: str) -> list[InstanceRow] | None:
+    if "\x00" in name or session.get(DeploymentRow, name) is None:
+        return None
+    return _all(session, name)
+
+
+async def _approved(services: Services, instance_id: str) -> str:
+    """Its id, or nothing when it is not failed any more."""
+    try:
+        await services.workflows.approve_retry(instance_id)
+    except (Conflict, NotFound):
+        return ""
+    return instance_id
 
 
 async def _existing(services: Services, instance_id: str) -> InstanceRow:

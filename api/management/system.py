@@ -5,15 +5,18 @@ from importlib.metadata import version
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from pydantic import BaseModel
 from sqlalchemy import func
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, select
 
+from api.resync import Outcome, lost, resync
 from api.state import AdminDep, ServicesDep
 from fleet.db import registry
 from fleet.db.tables import DeploymentRow, HostRow, InstanceRow
 
 router = APIRouter(tags=["system"])
+v1 = APIRouter(prefix="/system", tags=["system"])
 
 Counts = dict[str, dict[str, int]]
 
@@ -50,6 +53,26 @@ async def metrics(services: ServicesDep, _admin: AdminDep) -> Response:
             gauge.labels(state).set(count)
     text = generate_latest(own) + generate_latest(services.gateway_metrics)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class LostView(BaseModel):
+    deployments: list[str]
+    """Names."""
+    hosts: list[str]
+    """Ids."""
+
+
+@v1.get("/lost", summary="What the database knows and Temporal does not")
+async def lost_(services: ServicesDep, _admin: AdminDep) -> LostView:
+    """Empty unless Temporal has lost data, or a person has terminated workflows: then resync."""
+    deployments, hosts = await lost(services.database, services.workflows)
+    return LostView(deployments=deployments, hosts=hosts)
+
+
+@v1.post("/resync", summary="Begin lost workflows anew from the database")
+async def resync_(services: ServicesDep, _admin: AdminDep) -> Outcome:
+    """What exists is left alone, and engines go on serving. Twice is once; after a 503 do it again."""
+    return await resync(services.database, services.workflows)
 
 
 def _counts(session: Session) -> Counts:

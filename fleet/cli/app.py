@@ -5,7 +5,20 @@ import sys
 
 import typer
 
-from fleet.cli import chat, deployments, doctor, hosts, instances, keys, processes, status
+from fleet.cli import (
+    chat,
+    deployments,
+    doctor,
+    drain,
+    gpus,
+    hosts,
+    instances,
+    keys,
+    processes,
+    resync,
+    rollouts,
+    status,
+)
 from fleet.cli.output import print_error
 from fleet.cli.setup import WrongUsage
 from fleet.errors import HoldfastError
@@ -39,15 +52,25 @@ app.command(rich_help_panel=MODELS)(deployments.stop)
 app.command(rich_help_panel=MODELS)(deployments.start)
 app.command(rich_help_panel=MODELS)(deployments.restart)
 app.command(rich_help_panel=MODELS)(deployments.delete)
+app.command(rich_help_panel=MODELS)(rollouts.update)
+app.command(rich_help_panel=MODELS)(rollouts.rollout)
+app.command(rich_help_panel=MODELS)(rollouts.rollback)
+app.command(rich_help_panel=MODELS)(rollouts.revisions)
 app.command("instances", rich_help_panel=MODELS)(instances.list_instances)
 app.command(rich_help_panel=MODELS)(instances.logs)
+app.command(rich_help_panel=MODELS)(instances.retry)
 app.command(rich_help_panel=MODELS)(chat.chat)
 
 app.command(rich_help_panel=FLEET)(status.status)
 app.command("hosts", rich_help_panel=FLEET)(hosts.list_hosts)
+app.command("gpus", rich_help_panel=FLEET)(gpus.list_gpus)
+app.command("drain", rich_help_panel=FLEET)(drain.drain)
+app.command(rich_help_panel=FLEET)(drain.resume)
+app.command("approve-replacement", rich_help_panel=FLEET)(drain.approve_replacement)
 app.add_typer(hosts.join_token, name="join-token", rich_help_panel=FLEET)
 app.add_typer(keys.keys, name="keys", rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(doctor.doctor)
+app.command(rich_help_panel=FLEET)(resync.resync)
 
 
 def run(arguments: list[str]) -> int:

@@ -52,7 +52,7 @@ def deploy(  # noqa: PLR0917 (options, by name)
     )
     body = spec.build(name, spec.read_document(file) if file else {}, options)
     deployment = connect().post("/api/v1/deployments", body)
-    _follow(deployment, wait, timeout, as_json)
+    follow(deployment, wait, timeout, as_json)
 
 
 def list_deployments(
@@ -86,7 +86,7 @@ def scale(
     from fleet.cli.client import path_of
 
     deployment = connect().patch(path_of("deployments", name), {"spec": {"replicas": replicas}})
-    _follow(deployment, wait, timeout, as_json)
+    follow(deployment, wait, timeout, as_json)
 
 
 def stop(name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:
@@ -100,7 +100,7 @@ def start(name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, 
 
 
 def restart(name: Name, wait: Wait = False, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:
-    """Replace all replicas, one after the other."""
+    """Replace all replicas, new ones first."""
     _command(name, "restart", wait, timeout, as_json)
 
 
@@ -124,10 +124,10 @@ def _command(name: str, verb: str, wait: bool, timeout: float, as_json: bool) ->
     from fleet.cli.client import path_of
 
     deployment = connect().post(f"{path_of('deployments', name)}/{verb}")
-    _follow(deployment, wait, timeout, as_json)
+    follow(deployment, wait, timeout, as_json)
 
 
-def _follow(deployment: Json, wait: bool, timeout: float, as_json: bool) -> None:
+def follow(deployment: Json, wait: bool, timeout: float, as_json: bool) -> None:
     """Watch what was accepted, if asked to, and say how it stands."""
     from fleet.cli.progress import watch
 
@@ -160,6 +160,13 @@ def print_deployments(found: list[Json]) -> None:
     )
 
 
+def _rollout(found: Json | None) -> str:
+    if not found:
+        return ""
+    stage = "paused" if found["paused"] else found["stage"]
+    return f"{found['strategy']}, {stage}, {found['new_ready_replicas']} new ready, {found['old_replicas']} old"
+
+
 def _ready(deployment: Json) -> str:
     status = deployment["status"]
     return f"{status.get('ready_replicas', 0)}/{status.get('desired_replicas', 0)}"
@@ -177,6 +184,7 @@ def _show(deployment: Json) -> None:
             ("message", status.get("message") or ""),
             ("hint", status.get("hint") or ""),
             ("revision", str(status.get("revision", ""))),
+            ("rollout", _rollout(status.get("rollout"))),
             ("labels", " ".join(f"{k}={v}" for k, v in (deployment.get("labels") or {}).items())),
             ("created", f"{output.age(deployment.get('created_at'))} ago"),
             ("workflow", status.get("workflow_url") or ""),

@@ -24,6 +24,8 @@ SCARCE_DISK_BYTES = 10 << 30
 FULL_DISK_BYTES = 1 << 30
 SQLITE = "sqlite:///"
 TEMPORAL_WITHIN_S = 5.0
+NAMED = 5
+"""More than this are counted, not listed."""
 
 
 class Level(StrEnum):
@@ -186,6 +188,7 @@ def _server(settings: "Settings") -> Iterator[Finding]:
     yield Finding("api", Level.OK, api.url)
     yield _readiness(api)
     yield _try("key", lambda: api.items("/api/v1/api-keys"), lambda _: "the API accepts it")
+    yield from _lost(api)
     yield from _hosts(api)
 
 
@@ -205,6 +208,22 @@ def _try(check: str, question: Callable[[], Any], good: Callable[[Any], str]) ->
         return Finding(check, Level.OK, good(question()))
     except HoldfastError as error:
         return Finding(check, Level.FAIL, f"{error.title}: {error.detail}", error.hint)
+
+
+def _lost(api: "Api") -> Iterator[Finding]:
+    """Entities that the database knows and Temporal does not."""
+    try:
+        lost = api.get("/api/v1/system/lost")
+    except HoldfastError as error:
+        yield Finding("workflows", Level.FAIL, f"{error.title}: {error.detail}", error.hint)
+        return
+    found = [f"{kind[:-1]} {name}" for kind in ("deployments", "hosts") for name in lost[kind]]
+    if not found:
+        yield Finding("workflows", Level.OK, "all deployments and hosts have theirs")
+        return
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    message = f"nobody looks after {', '.join(found[:NAMED])}{more}: Temporal has lost their workflows"
+    yield Finding("workflows", Level.FAIL, message, "`holdfast resync` begins them anew; engines go on serving")
 
 
 def _hosts(api: "Api") -> Iterator[Finding]:

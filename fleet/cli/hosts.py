@@ -78,23 +78,38 @@ def revoke_token(token_id: Annotated[str, typer.Argument(metavar="ID", show_defa
 
 def print_hosts(found: list[Json]) -> None:
     output.print_table(
-        ["ID", "NAME", "STATE", "ADDRESS", "CPUS", "RAM USED", "GPUS", "GPU MEMORY USED", "MESSAGE"],
+        ["ID", "NAME", "STATE", "MAINTENANCE", "ADDRESS", "CPUS", "RAM USED", "GPUS", "GPU MEMORY USED", "MESSAGE"],
         [
             [
                 h["id"],
                 h["name"],
                 output.state(h["state"]),
+                output.state(_maintenance(h)),
                 h.get("address") or "",
                 str((h.get("inventory") or {}).get("cpu_count") or ""),
                 _of(h.get("ram_used_bytes"), h.get("ram_allocatable_bytes")),
                 str(len(h.get("gpus") or [])),
                 _gpu_memory(h),
-                h.get("message") or "",
+                "; ".join(text for text in (h.get("message"), h.get("maintenance_message")) if text),
             ]
             for h in found
         ],
         empty="no hosts; `holdfast join-token create` says how one joins",
     )
+
+
+def print_waiting(found: list[Json]) -> None:
+    """A line when lost hosts wait for a person; nothing otherwise."""
+    waiting = [h["id"] for h in found if h.get("replacement_paused")]
+    if waiting:
+        hosts = "1 lost host waits" if len(waiting) == 1 else f"{len(waiting)} lost hosts wait"
+        line = f"{hosts} for approval before replicas are replaced ({', '.join(waiting)}): holdfast approve-replacement"
+        output.console().print(output.plain(line, "bold red"), soft_wrap=True)
+
+
+def _maintenance(host: Json) -> str:
+    value = host.get("maintenance") or "none"
+    return "" if value == "none" else str(value)
 
 
 def _of(used: int | None, total: int | None) -> str:
@@ -115,6 +130,7 @@ def _show(host: Json) -> None:
             ("name", host["name"]),
             ("state", output.state(host["state"])),
             ("message", host.get("message") or ""),
+            ("maintenance", " ".join(p for p in (_maintenance(host), host.get("maintenance_message")) if p)),
             ("address", host.get("address") or ""),
             ("version", host.get("version") or ""),
             ("system", f"{inventory.get('os', '')} {inventory.get('arch', '')}".strip()),

@@ -1,4 +1,4 @@
-"""``instances`` and ``logs``."""
+"""``instances``, ``logs`` and ``retry``."""
 
 import sys
 from typing import Annotated, Any
@@ -46,6 +46,25 @@ def logs(
         for chunk in response.iter_bytes():
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
+
+
+def retry(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="INSTANCE_OR_DEPLOYMENT", help="A deployment's name means all its failed instances."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Approve that failed instances are tried again, after you have removed the cause."""
+    from fleet.cli.client import path_of
+
+    collection = "instances" if "/" in name else "deployments"
+    answer = connect().post(f"{path_of(collection, name)}/approve-retry")
+    if as_json:
+        output.print_json(answer)
+        return
+    for instance in answer["instances"]:
+        print(f"{instance} is tried again")
 
 
 def print_instances(found: list[Json]) -> None:

@@ -23,6 +23,7 @@ STYLES = {
     "lost": "bold red",
     "degraded": "yellow",
     "suspect": "yellow",
+    "cordoned": "yellow",
     "recovering": "yellow",
     "warn": "yellow",
     "stopped": "dim",

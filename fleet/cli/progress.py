@@ -41,6 +41,10 @@ def judge(deployment: Json, generation: int = 0) -> Verdict:
         return Verdict(done=True, message="the deployment is being deleted")
     if phase == DeploymentPhase.FAILED:
         return Verdict(done=True, message=text or "it failed", hint=hint)
+    failed = status.get("failed_rollout")
+    if phase == DeploymentPhase.READY and failed and generation:
+        reason = f"revision {failed['revision']} {failed['outcome']}: {failed['reason']}"
+        return Verdict(done=True, message=f"{reason}; revision {status['revision']} serves again", hint=hint)
     good = phase in (DeploymentPhase.READY, DeploymentPhase.STOPPED)
     return Verdict(done=good, ok=good, message=text, hint=hint)
 

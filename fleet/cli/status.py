@@ -39,7 +39,7 @@ def _readiness() -> dict[str, Any]:
 
 def _show(found: dict[str, Any]) -> None:
     from fleet.cli.deployments import print_deployments
-    from fleet.cli.hosts import print_hosts
+    from fleet.cli.hosts import print_hosts, print_waiting
 
     readiness = output.state("ready") if found["ready"] else output.state("degraded")
     output.print_fields(
@@ -51,6 +51,7 @@ def _show(found: dict[str, Any]) -> None:
         ]
     )
     print()
+    print_waiting(found["hosts"])
     print_hosts(found["hosts"])
     print()
     print_deployments(found["deployments"])

@@ -8,7 +8,7 @@ from sqlmodel import Session, col, select
 from fleet.db.tables import ClaimRow, GpuRow, HostRow
 from fleet.inventory import EngineRef
 from fleet.placement.request import Placement
-from fleet.states import ClaimState, HostState
+from fleet.states import ClaimState, HostState, Maintenance
 
 HELD_FOR = timedelta(minutes=2)
 """A claim that no host has taken up by then is free again."""
@@ -131,6 +131,13 @@ def instances_on(session: Session, host_id: str) -> list[str]:
     return sorted(set(session.exec(query.where(ClaimRow.state != ClaimState.RELEASING)).all()))
 
 
+def maintained_hosts_of(session: Session, instance_id: str) -> list[str]:
+    """Hosts in maintenance on which the instance holds claims: they wait for it to leave."""
+    query = select(ClaimRow.host_id).join(HostRow, col(HostRow.id) == col(ClaimRow.host_id))
+    query = query.where(ClaimRow.instance_id == instance_id, HostRow.maintenance != Maintenance.NONE)
+    return sorted(set(session.exec(query).all()))
+
+
 def recount(session: Session, host_id: str) -> None:
     """Set the guarded counters of a host to the sum of its claims (after its inventory changed)."""
     session.flush()
@@ -164,6 +171,7 @@ def _take_ram_or_host(session: Session, placement: Placement, generation: int) -
         .where(
             col(HostRow.id) == placement.host_id,
             col(HostRow.state) == HostState.READY,
+            col(HostRow.maintenance) == Maintenance.NONE,
             col(HostRow.generation) == generation,
             col(HostRow.ram_used) + ram <= col(HostRow.ram_allocatable),
         )
@@ -181,6 +189,7 @@ def _take_gpu(session: Session, uuid: str, placement: Placement, generation: int
             col(GpuRow.host_id) == placement.host_id,
             col(GpuRow.generation) == generation,
             col(GpuRow.healthy),
+            ~col(GpuRow.cordoned),
             col(GpuRow.used) + placement.memory_bytes <= col(GpuRow.allocatable),
         )
         .values(used=GpuRow.used + placement.memory_bytes)

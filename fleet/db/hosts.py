@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
-from fleet.db import claims
+from fleet.db import claims, registry
 from fleet.db.tables import ClaimRow, GpuRow, HostRow
 from fleet.host_client import HostAddress
 from fleet.inventory import Gpu, Inventory, Registration
 from fleet.placement.choose import GpuView, HostView
-from fleet.states import ClaimState, HostState
+from fleet.states import ClaimState, HostState, Maintenance
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ def address_of(row: HostRow) -> HostAddress:
 def ready_hosts(session: Session, deployment: str) -> list[ReadyHost]:
     """All hosts that take new work, with what is free on them now."""
     replicas = replicas_by_host(session, deployment)
-    gpus: dict[str, list[GpuView]] = {}
-    for gpu in session.exec(select(GpuRow).where(GpuRow.healthy).order_by(col(GpuRow.index))).all():
-        gpus.setdefault(gpu.host_id, []).append(GpuView(gpu.uuid, gpu.allocatable - gpu.used, gpu.memory_bytes))
-    rows = session.exec(select(HostRow).where(HostRow.state == HostState.READY)).all()
+    gpus: dict[str, list[GpuRow]] = {}
+    for gpu in session.exec(select(GpuRow).order_by(col(GpuRow.index))).all():
+        gpus.setdefault(gpu.host_id, []).append(gpu)
+    ready = select(HostRow).where(HostRow.state == HostState.READY, HostRow.maintenance == Maintenance.NONE)
+    rows = session.exec(ready).all()
     return [ReadyHost(_view(row, gpus.get(row.id, []), replicas.get(row.id, 0)), address_of(row)) for row in rows]
 
 
@@ -69,26 +70,37 @@ def save_registration(session: Session, host_id: str, registration: Registration
         claims.recount(session, host_id)
 
 
-def record_state(session: Session, host_id: str, state: HostState, message: str, projection: int) -> None:
-    """The host workflow's word on its host."""
+def record_state(
+    session: Session, host_id: str, state: HostState, message: str, projection: int, **more: object
+) -> None:
+    """The host workflow's word on its host. ``more``: other columns that it writes."""
     if state is HostState.FORGOTTEN:
         # The host first: a claim that is being made on it holds its row, and is seen below once it is through.
         session.execute(delete(HostRow).where(col(HostRow.id) == host_id))
         session.execute(delete(GpuRow).where(col(GpuRow.host_id) == host_id))
         session.execute(delete(ClaimRow).where(col(ClaimRow.host_id) == host_id))
+        registry.bump(session)
         return
-    session.execute(
+    before = session.exec(select(HostRow.state).where(HostRow.id == host_id)).first()
+    recorded = session.execute(
         update(HostRow)
         .where(col(HostRow.id) == host_id, col(HostRow.projection) < projection)
-        .values(state=state, message=message, projection=projection)
+        .values(state=state, message=message, projection=projection, **more)
     )
+    if recorded.rowcount and before != state:  # type: ignore[attr-defined]
+        registry.bump(session)  # gateways ask the engines of a suspect host last
 
 
 def _save_gpus(session: Session, host_id: str, gpus: tuple[Gpu, ...], generation: int) -> None:
+    """A cordoned card stays cordoned, and known while it is away: one that fell off the bus comes back."""
     gpus = tuple(_unless_elsewhere(session, host_id, gpu) for gpu in gpus)
     present = [g.uuid for g in gpus]
-    session.execute(delete(GpuRow).where(col(GpuRow.host_id) == host_id, col(GpuRow.uuid).not_in(present)))
-    for gpu in gpus:
+    away = (col(GpuRow.host_id) == host_id, col(GpuRow.uuid).not_in(present))
+    session.execute(delete(GpuRow).where(*away, ~col(GpuRow.cordoned)))
+    session.execute(update(GpuRow).where(*away).values(healthy=False, reason="its host does not report it any more"))
+    for gpu in sorted(gpus, key=lambda g: g.uuid):
+        # Locked and read anew: a cordon of this moment is not to be overwritten.
+        known = session.get(GpuRow, gpu.uuid, with_for_update=True, populate_existing=True)
         session.merge(
             GpuRow(
                 uuid=gpu.uuid,
@@ -100,6 +112,8 @@ def _save_gpus(session: Session, host_id: str, gpus: tuple[Gpu, ...], generation
                 allocatable=gpu.memory_bytes,
                 healthy=gpu.healthy,
                 reason=gpu.reason,
+                cordoned=known is not None and known.cordoned,
+                cordon_reason=known.cordon_reason if known is not None else "",
                 generation=generation,
             )
         )
@@ -116,7 +130,7 @@ def _unless_elsewhere(session: Session, host_id: str, gpu: Gpu) -> Gpu:
     return gpu.model_copy(update={"uuid": f"{gpu.uuid}@{host_id}", "healthy": False, "reason": reason})
 
 
-def _view(row: HostRow, gpus: list[GpuView], replicas: int) -> HostView:
+def _view(row: HostRow, gpus: list[GpuRow], replicas: int) -> HostView:
     inventory = Inventory.model_validate(row.inventory)
     return HostView(
         host_id=row.id,
@@ -125,8 +139,11 @@ def _view(row: HostRow, gpus: list[GpuView], replicas: int) -> HostView:
         labels=row.labels,
         ram_free_bytes=row.ram_allocatable - row.ram_used,
         ram_total_bytes=row.ram_allocatable,
-        gpus=tuple(gpus),
+        gpus=tuple(
+            GpuView(g.uuid, g.allocatable - g.used, g.memory_bytes) for g in gpus if g.healthy and not g.cordoned
+        ),
         engines=inventory.engines,
         replicas_of_deployment=replicas,
         model=None,
+        cordoned_gpus=tuple((g.uuid, g.cordon_reason) for g in gpus if g.cordoned),
     )

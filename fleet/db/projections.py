@@ -4,9 +4,12 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from fleet.db import registry
+from fleet.db import traffic as counted_traffic
 from fleet.db.tables import DeploymentRow, EndpointRow, InstanceRow, now
-from fleet.deployments import Deployment, message, phase, ready_replicas
+from fleet.deployment_status import message, phase, ready_replicas, rollout_view, traffic
+from fleet.deployments import Deployment
 from fleet.instances import Instance
+from fleet.resync import durable_deployment
 from fleet.states import EndpointState, InstanceState
 
 
@@ -18,16 +21,26 @@ def record_deployment(session: Session, row: DeploymentRow) -> bool:
     if known is not None and known.run_id != row.run_id and known.created_at > row.created_at:
         return False
     row.updated_at = now()
+    gateways_care = known is None or _for_gateways(known) != _for_gateways(row)
     session.merge(row)
-    if known is None:
+    if gateways_care:
         registry.bump(session)
     return True
 
 
+def _for_gateways(row: DeploymentRow) -> tuple[object, ...]:
+    """What they must hear of at once; the phase is only words in a refusal."""
+    return row.traffic, row.desired_replicas == 0
+
+
 def forget_deployment(session: Session, name: str, run_id: str) -> None:
     """Delete the row, unless a new deployment of that name has taken it over."""
-    session.execute(delete(DeploymentRow).where(col(DeploymentRow.name) == name, col(DeploymentRow.run_id) == run_id))
-    registry.bump(session)
+    gone = session.execute(
+        delete(DeploymentRow).where(col(DeploymentRow.name) == name, col(DeploymentRow.run_id) == run_id)
+    )
+    if gone.rowcount:  # type: ignore[attr-defined]
+        counted_traffic.forget(session, name)
+        registry.bump(session)
 
 
 def record_instance(session: Session, row: InstanceRow, capacity: int) -> bool:
@@ -51,7 +64,7 @@ def forget_instance(session: Session, instance_id: str) -> None:
 
 _ROUTED = {
     InstanceState.READY: EndpointState.READY,
-    InstanceState.SUSPECT: EndpointState.READY,  # the gateway's own health rules decide meanwhile
+    InstanceState.SUSPECT: EndpointState.SUSPECT,
     InstanceState.DRAINING: EndpointState.DRAINING,
 }
 
@@ -72,6 +85,7 @@ def _publish(session: Session, row: InstanceRow, capacity: int) -> None:
         fence=row.fence,
         state=state,
         capacity=capacity,
+        launch=row.launch,
     )
     if known is None or known.model_dump() != wanted.model_dump():
         session.merge(wanted)
@@ -92,9 +106,12 @@ def deployment_row(d: Deployment, run_id: str) -> DeploymentRow:
         phase=phase(d),
         desired_replicas=d.desired,
         ready_replicas=ready_replicas(d),
+        rollout=rollout_view(d),
+        traffic=traffic(d),
         message=text,
         hint=hint,
         stopped=d.stopped,
+        durable=durable_deployment(d),
         create_key=d.create_key,
         run_id=run_id,
         projection=d.projection,
@@ -121,5 +138,6 @@ def instance_row(instance: Instance) -> InstanceRow:
         message=instance.message,
         hint=instance.hint,
         progress=instance.progress,
+        durable=instance.model_dump(mode="json"),
         projection=instance.projection,
     )

@@ -59,16 +59,19 @@ def _close_others(session: Session, d: Deployment) -> None:
     if d.given_up is not None:
         revision, how, _ = d.given_up
         session.execute(update(RevisionRow).where(*ours, col(RevisionRow.revision) == revision).values(outcome=how))
-    session.execute(update(RevisionRow).where(*ours).values(outcome="superseded"))
+    for was, becomes in (("live", "superseded"), ("rolling out", "abandoned")):
+        session.execute(update(RevisionRow).where(*ours, col(RevisionRow.outcome) == was).values(outcome=becomes))
 
 
 def _prune(session: Session, d: Deployment) -> None:
-    stable = d.rollout.stable.revision if d.rollout is not None and d.rollout.stable is not None else d.revision
+    used = {d.revision} | (
+        {d.rollout.stable.revision} if d.rollout is not None and d.rollout.stable is not None else set()
+    )
     old = session.exec(
         select(RevisionRow.revision)
-        .where(RevisionRow.deployment == d.name, col(RevisionRow.revision).not_in([d.revision, stable]))
+        .where(RevisionRow.deployment == d.name, col(RevisionRow.revision).not_in(used))
         .order_by(col(RevisionRow.revision).desc())
-        .offset(KEPT - 1)
+        .offset(KEPT - len(used))
     ).all()
     if old:
         gone = delete(RevisionRow).where(col(RevisionRow.deployment) == d.name, col(RevisionRow.revision).in_(old))

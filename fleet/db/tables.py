@@ -123,7 +123,8 @@ class RevisionRow(SQLModel, table=True):
     cause: str = ""
     """Why it came to be, for people."""
     outcome: str = ""
-    """``rolling out``, ``live``, ``superseded``, ``aborted``, ``failed``."""
+    """``rolling out``; ``live`` once all its replicas were ready; then ``superseded``; or ``aborted``, ``failed``, or
+    ``abandoned`` for the next one before it was ever live."""
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 

@@ -73,3 +73,10 @@ class EngineAdapter(Protocol):
     def busy(self, metrics: str) -> int | None:
         """Requests running or queued, from the text of its metrics; None when they do not say."""
         ...
+
+    def progress(self, metrics: str) -> float | None:
+        """A number that changes whenever a running request gets on, not only when it ends; None when they do not say.
+
+        An engine whose number stands still with requests in it is restarted: leave out what does not move all the time.
+        """
+        ...

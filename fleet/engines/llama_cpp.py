@@ -34,6 +34,9 @@ _BUSY = re.compile(
     r"^llamacpp:requests_(?:processing|deferred)(?:\{[^}]*\})? ([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)$",
     re.MULTILINE,
 )
+_DECODES = re.compile(r"^llamacpp:n_decode_total(?:\{[^}]*\})? ([0-9]{1,6})$", re.MULTILINE)
+"""Its counters of tokens move only when a whole prompt or request is through. From a million on it rounds, and a number
+that stands still means nothing any more."""
 
 
 class LlamaCpp:
@@ -100,6 +103,10 @@ class LlamaCpp:
     def busy(self, metrics: str) -> int | None:
         values = _BUSY.findall(metrics)
         return int(sum(float(v) for v in values)) if values else None
+
+    def progress(self, metrics: str) -> float | None:
+        decodes = _DECODES.search(metrics)
+        return float(decodes.group(1)) if decodes else None
 
 
 def _separated(args: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Where does a replica go? Pure: hosts in, a choice or the reasons against out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.engines.catalog import resolve
 from fleet.inventory import AcceleratorKind, EngineBuild
@@ -35,11 +35,13 @@ class HostView:
     ram_free_bytes: int
     ram_total_bytes: int
     gpus: tuple[GpuView, ...]
-    """Healthy ones."""
+    """Healthy ones that take claims."""
     engines: tuple[EngineBuild, ...]
     replicas_of_deployment: int
     model: ModelFile | None
     """None: the host does not have the file."""
+    cordoned_gpus: tuple[tuple[str, str], ...] = ()
+    """(UUID, reason) of those that take no claims."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,19 @@ def choose(request: PlacementRequest, hosts: Sequence[HostView]) -> Choice | Unp
     """The best host with room, or why there is none.
 
     GPUs before CPU. Replicas of one deployment spread over hosts; different deployments pack onto the fullest host
-    that has room.
+    that has room. Excluded hosts are used only where no other host could ever run the replica; that there is no room on
+    the others now is a reason to wait.
     """
     if not hosts:
-        return Unplaceable(reasons=("no host is ready: start one with `holdfast host`, see `holdfast hosts`",))
+        return Unplaceable(
+            reasons=("no host is ready for new replicas: start one with `holdfast host`, see `holdfast hosts`",)
+        )
+    elsewhere = any(h.host_id not in request.excluded_hosts and not _unable(request, h) for h in hosts)
+    excluded = request.excluded_hosts if elsewhere else ()
     options: list[tuple[tuple[bool, int, int, str], Choice]] = []
     reasons: list[str] = []
     for host in hosts:
-        verdict = _fit(request, host)
+        verdict = "excluded after failures there" if host.host_id in excluded else _fit(request, host)
         if isinstance(verdict, str):
             reasons.append(f"{host.name}: {verdict}")
         else:
@@ -89,18 +96,10 @@ def choose(request: PlacementRequest, hosts: Sequence[HostView]) -> Choice | Unp
 
 def _fit(request: PlacementRequest, host: HostView) -> Placement | str:
     """A placement on ``host``, or why not."""
-    if host.host_id in request.excluded_hosts:
-        return "excluded after failures there"
-    missing = {k: v for k, v in request.host_selector.items() if host.labels.get(k) != v}
-    if missing:
-        return "lacks label " + ", ".join(f"{k}={v}" for k, v in sorted(missing.items()))
-    builds = [b for b in host.engines if b.engine == request.engine and request.engine_version in ("", b.version)]
-    if not builds:
-        return f"cannot run {request.engine} {request.engine_version}".rstrip()
-    if host.model is None:
-        return f"does not have the file {request.model_path}"
-    bytes_needed = need(request, host.model)
-    accelerated = any(AcceleratorKind.NVIDIA in b.accelerators for b in builds)
+    why_not = _unsuited(request, host)
+    if why_not or host.model is None:
+        return why_not
+    bytes_needed, accelerated = need(request, host.model), _accelerated(request, host)
     if request.gpus_per_replica != 0 and accelerated:
         gpus = _fullest_that_fit(host, bytes_needed, request.gpus_per_replica or 1)
         if gpus:
@@ -109,10 +108,44 @@ def _fit(request: PlacementRequest, host: HostView) -> Placement | str:
             )
     if request.gpus_per_replica:
         best = max((g.free_bytes for g in host.gpus), default=0) if accelerated else 0
-        return f"needs {request.gpus_per_replica} GPUs with {_gib(bytes_needed)} free; the best has {_gib(best)}"
+        why_not = f"needs {request.gpus_per_replica} GPUs with {_gib(bytes_needed)} free; the best has {_gib(best)}"
+        return why_not + _cordoned(host)
     if host.ram_free_bytes < bytes_needed:
-        return f"needs {_gib(bytes_needed)} of RAM, {_gib(host.ram_free_bytes)} of {_gib(host.ram_total_bytes)} is free"
+        free = f"{_gib(host.ram_free_bytes)} of {_gib(host.ram_total_bytes)} is free"
+        return f"needs {_gib(bytes_needed)} of RAM, {free}" + _cordoned(host)
     return Placement(host_id=host.host_id, memory_bytes=bytes_needed, model_path=host.model.path)
+
+
+def _unable(request: PlacementRequest, host: HostView) -> bool:
+    """Whether ``host`` could not run the replica even if nothing else ran there."""
+    empty = replace(
+        host,
+        ram_free_bytes=host.ram_total_bytes,
+        gpus=tuple(replace(g, free_bytes=g.total_bytes) for g in host.gpus),
+    )
+    return isinstance(_fit(request, empty), str)
+
+
+def _unsuited(request: PlacementRequest, host: HostView) -> str:
+    """Why ``host`` cannot run the replica, whatever its room; empty: it can."""
+    missing = {k: v for k, v in request.host_selector.items() if host.labels.get(k) != v}
+    if missing:
+        return "lacks label " + ", ".join(f"{k}={v}" for k, v in sorted(missing.items()))
+    if not _builds(request, host):
+        return f"cannot run {request.engine} {request.engine_version}".rstrip()
+    return f"does not have the file {request.model_path}" if host.model is None else ""
+
+
+def _builds(request: PlacementRequest, host: HostView) -> list[EngineBuild]:
+    return [b for b in host.engines if b.engine == request.engine and request.engine_version in ("", b.version)]
+
+
+def _accelerated(request: PlacementRequest, host: HostView) -> bool:
+    return any(AcceleratorKind.NVIDIA in b.accelerators for b in _builds(request, host))
+
+
+def _cordoned(host: HostView) -> str:
+    return "".join(f"; GPU {uuid} is cordoned: {reason}" for uuid, reason in host.cordoned_gpus)
 
 
 def _fullest_that_fit(host: HostView, bytes_needed: int, count: int) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.faults.load import steady_load
 from tests.stack import Stack, eventually
 from tests.stack_fixtures import asker
 
@@ -36,34 +36,6 @@ def shared_serving_stack(new_stack: Callable[..., Stack], small_model: Path) -> 
     return stack
 
 
-@contextmanager
-def steady_load(stack: Stack, model: str) -> Iterator[list[str]]:
-    """Short requests one after the other; yields what went wrong so far."""
-    failures: list[str] = []
-    stop = threading.Event()
-    body = {"model": model, "prompt": "One, two,", "max_tokens": 4, "temperature": 0}
-    headers = {"authorization": f"Bearer {stack.key}"}
-
-    def run() -> None:
-        with httpx.Client(timeout=30, trust_env=False) as http:
-            while not stop.is_set():
-                try:
-                    answer = http.post(f"{stack.url}/v1/completions", json=body, headers=headers)
-                    if answer.status_code != 200:
-                        failures.append(f"{answer.status_code} {answer.text[:200]}")
-                except httpx.HTTPError as error:
-                    failures.append(repr(error))
-                stop.wait(0.02)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield failures
-    finally:
-        stop.set()
-        thread.join()
-
-
 def only(items: dict[int, str]) -> int:
     [pid] = items
     return pid
@@ -72,13 +44,13 @@ def only(items: dict[int, str]) -> int:
 def test_killed_controller_fails_no_request_and_touches_no_engine(serving_stack: Stack) -> None:
     stack = serving_stack
     engine = only(stack.engine_pids())
-    with steady_load(stack, "smol") as failures:
+    with steady_load(stack, "smol") as load:
         stack.controller.kill()
         stack.controller.start()
         change = {"labels": {"after": "kill"}}
         eventually(lambda: stack.http.patch("/deployments/smol", json=change).is_success, what="a change is taken")
         eventually(lambda: stack.deployment("smol")["labels"].get("after") == "kill", what="a change after the kill")
-    assert failures == []
+    load.assert_unharmed()
     assert only(stack.engine_pids()) == engine
 
 
@@ -87,11 +59,11 @@ def test_killed_host_worker_fails_no_request_and_adopts_its_engine(serving_stack
     engine = only(stack.engine_pids())
     before = stack.instances("smol")[0]
     host = stack.hosts["a"]
-    with steady_load(stack, "smol") as failures:
+    with steady_load(stack, "smol") as load:
         host.kill()
         host.start()
         eventually(lambda: "adopted" in host.log() and "serves" in host.log().split("adopted")[-1], within=30)
-    assert failures == []
+    load.assert_unharmed()
     assert only(stack.engine_pids()) == engine
     after = stack.instances("smol")[0]
     assert (after["id"], after["fence"], after["restarts"]) == (before["id"], before["fence"], 0)
@@ -109,7 +81,7 @@ def test_killed_api_comes_back_with_everything_it_knew(serving_stack: Stack) -> 
 def test_killed_temporal_fails_no_request_and_restarts_nothing(serving_stack: Stack) -> None:
     stack = serving_stack
     engine = only(stack.engine_pids())
-    with steady_load(stack, "smol") as failures:
+    with steady_load(stack, "smol") as load:
         stack.temporal.kill()
         refused = stack.http.patch("/deployments/smol", json={"labels": {"x": "y"}})
         assert refused.status_code == 503
@@ -118,7 +90,7 @@ def test_killed_temporal_fails_no_request_and_restarts_nothing(serving_stack: St
         stack.temporal.start()
         eventually(lambda: stack.http.patch("/deployments/smol", json={"labels": {"x": "z"}}).is_success, within=60)
         eventually(lambda: stack.deployment("smol")["labels"].get("x") == "z", within=30)
-    assert failures == []
+    load.assert_unharmed()
     assert only(stack.engine_pids()) == engine
     assert stack.host("a")["state"] in ("ready", "suspect")
     eventually(lambda: stack.host("a")["state"] == "ready", within=30)

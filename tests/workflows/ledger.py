@@ -3,30 +3,42 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contracts import (
+    BreakerContract,
     DeploymentName,
     DeploymentRecord,
     FleetContract,
+    GpuContract,
+    GpuFault,
     HostId,
     InstanceId,
     InstanceIds,
+    Occupants,
     PlacementContract,
     ProjectionContract,
     Recorded,
     ReleaseRequest,
+    Replacement,
+    TrafficContract,
+    TrafficQuestion,
+    TrafficReadings,
 )
 from fleet import ids
 from fleet.access.sealing import Sealer, host_sealer, master_sealer
-from fleet.deployments import Deployment, phase, ready_replicas
+from fleet.deployment_status import message, phase, ready_replicas
+from fleet.deployments import Deployment
 from fleet.hosts import Host
 from fleet.instances import Instance
 from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Unplaceable
-from fleet.states import ClaimState, HostState, InstanceState
+from fleet.policy.breaker import HostHealth, examine
+from fleet.policy.canary import Reading
+from fleet.states import ClaimState, HostState, InstanceState, Maintenance
 
 Projected = Deployment | Instance | Host
 
@@ -43,7 +55,7 @@ class Claim:
     state: ClaimState = ClaimState.HELD
 
 
-class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
+class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerContract, GpuContract, TrafficContract):
     """Claims are counted per host; each replica takes one place of its ``room``.
 
     ``broken`` collects what no workflow may ever do, so that every test checks it.
@@ -52,6 +64,12 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
     def __init__(self, client: Client) -> None:
         self._client = client
         self.room: dict[str, int] = {}
+        self.gpus: dict[str, tuple[str, ...]] = {}
+        """By host: what each replica there gets."""
+        self.gpu_faults: list[tuple[GpuFault, bool]] = []
+        """With whether the claim was still held when it was noted."""
+        self.traffic: dict[tuple[str, int], Reading] = {}
+        """What gateways have counted, by deployment and launch."""
         self.claims: list[Claim] = []
         self.placements: list[PlacementRequest] = []
         self.released: list[ReleaseRequest] = []
@@ -64,11 +82,16 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
         """All that an instance ever recorded, kept when it is forgotten."""
         self.fewest_ready: dict[str, int] = {}
         """Per deployment, since a test last set it."""
+        self.others: list[HostHealth] = []
+        """Hosts of which the breaker knows, besides those of the test."""
+        self.asked_the_breaker: list[str] = []
         self.answers = asyncio.Event()
         """Cleared: claims are made, but the answers to ``place_instance`` are held back."""
         self.answers.set()
         self.tells_hosts = asyncio.Event()
         """Cleared: the answers to ``instances_on_host`` are held back."""
+        self.tells_of_claims = True
+        """Hosts in maintenance hear at once of claims that are given back."""
         self.tells_hosts.set()
         self.after_record: Callable[[Projected], Awaitable[None]] = _go_on
         """What happens between the writing of a row and the workflow's hearing that it is written."""
@@ -92,12 +115,15 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
         for known in mine:
             if known.fence == request.fence:
                 return PlaceResult(placement=known.placement)
-        free = {h: self._free(h) for h in self.room if self._takes_work(h) and self._free(h) > 0}
+        open_ = {h for h in self.room if self._takes_work(h)}
+        tried = open_.difference(request.excluded_hosts) or open_
+        free = {h: self._free(h) for h in tried if self._free(h) > 0}
         if not free:
             return PlaceResult(unplaceable=Unplaceable(reasons=("no host has room",)))
         host_id = max(sorted(free), key=lambda h: free[h])
         placement = Placement(
             host_id=host_id,
+            gpu_uuids=self.gpus.get(host_id, ()),
             memory_bytes=1,
             model_path=f"/models/{request.model_path}",
             env_for_host={k: host_sealer(host_id).seal(self.master.open(v)) for k, v in request.env_sealed.items()},
@@ -110,7 +136,7 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
 
     def _takes_work(self, host_id: str) -> bool:
         known = self.hosts.get(host_id)
-        return known is None or known.state is HostState.READY
+        return known is None or (known.state is HostState.READY and known.maintenance is Maintenance.NONE)
 
     @activity.defn(name="release_claim")
     async def release_claim(self, request: ReleaseRequest) -> None:
@@ -121,6 +147,12 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
         for claim in mine:
             claim.state = ClaimState.RELEASING
         await self.wake()
+        await self._tell_hosts({c.placement.host_id for c in mine})
+
+    async def _tell_hosts(self, host_ids: set[str]) -> None:
+        maintained = [h for h in self.hosts.values() if h.maintenance is not Maintenance.NONE]
+        for host_id in host_ids & {h.host_id for h in maintained if self.tells_of_claims}:
+            await self._client.get_workflow_handle(ids.host_workflow(host_id)).signal(ids.CLAIMS_CHANGED_SIGNAL)
 
     def confirm_gone(self, host_id: str, running: set[tuple[str, int]]) -> None:
         """The janitor of a host: free what was given up and does not run there."""
@@ -201,10 +233,21 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
     # -- questions --------------------------------------------------------------------------------------------
 
     @activity.defn(name="instances_on_host")
-    async def instances_on_host(self, host: HostId) -> InstanceIds:
+    async def instances_on_host(self, host: HostId) -> Occupants:
         await self.tells_hosts.wait()
         held = (c for c in self.claims if c.placement.host_id == host.host_id and c.state is not ClaimState.RELEASING)
-        return InstanceIds(instance_ids=tuple(sorted({c.instance_id for c in held})))
+        here = {c.instance_id for c in held}
+        waiting = [i for i in self.instances.values() if i.instance_id not in here and i.state is InstanceState.PENDING]
+        obstacle = f"{waiting[0].instance_id} is pending: {waiting[0].message}" if waiting and here else ""
+        return Occupants(instance_ids=tuple(sorted(here)), obstacle=obstacle)
+
+    @activity.defn(name="may_replace")
+    async def may_replace(self, host: HostId) -> Replacement:
+        self.asked_the_breaker.append(host.host_id)
+        seen = (HostHealth(h.state, h.lost_at, h.replacement_paused, h.maintenance) for h in self.hosts.values())
+        health = examine([*seen, *self.others], datetime.now(UTC) - timedelta(minutes=5))
+        tripped = health.trips(0.2)
+        return Replacement(allowed=not tripped, reason=str(health) if tripped else "")
 
     @activity.defn(name="ended_instances")
     async def ended_instances(self, candidates: InstanceIds) -> InstanceIds:
@@ -214,6 +257,19 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
     async def _has_ended(self, instance_id: str) -> bool:
         found = await self._client.get_workflow_handle(ids.instance_workflow(instance_id)).describe()
         return found.status not in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW)
+
+    @activity.defn(name="read_traffic")
+    async def read_traffic(self, question: TrafficQuestion) -> TrafficReadings:
+        old, new = (
+            self.traffic.get((question.deployment, launch), Reading())
+            for launch in (question.old_launch, question.new_launch)
+        )
+        return TrafficReadings(old=old, new=new)
+
+    @activity.defn(name="note_gpu_fault")
+    async def note_gpu_fault(self, fault: GpuFault) -> None:
+        held = any((c.instance_id, c.fence) == (fault.instance_id, fault.fence) for c in self.claims)
+        self.gpu_faults.append((fault, held))
 
     @activity.defn(name="announce_capacity")
     async def announce_capacity(self) -> None:
@@ -227,6 +283,10 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract):
             if claim.instance_id == instance.instance_id:
                 claim.state = ClaimState.RELEASING
         self.instances.pop(instance.instance_id, None)
+
+    def message_of(self, name: str) -> str:
+        known = self.deployments.get(name)
+        return message(known)[0] if known is not None else ""
 
     def phase_of(self, name: str) -> str:
         known = self.deployments.get(name)

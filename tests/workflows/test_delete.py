@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from fleet.instances import EngineExit
+from fleet.instances import EngineExit, Remedy
 from fleet.states import InstanceState
 from tests.workflows.world import QUICK, World
 from workflows.instance import InstanceWorkflow

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from fleet.deployments import ready_replicas
+from fleet.deployment_status import ready_replicas
 from tests.workflows.world import QUICK, World
 
 

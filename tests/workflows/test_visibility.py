@@ -9,7 +9,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 
 from fleet import ids
 from fleet.access.sealing import host_sealer, is_sealed
-from fleet.instances import EngineExit
+from fleet.instances import EngineExit, Remedy
 from fleet.temporal import DEPLOYMENT, HOST, KIND, MODEL, REVISION, STATE
 from tests.workflows.hosts import FakeHost
 from tests.workflows.world import Handle, World

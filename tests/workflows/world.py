@@ -37,6 +37,7 @@ QUICK = Timings(
     place_retry=timedelta(hours=1),
     lease_heartbeat=timedelta(milliseconds=700),
     lease_grace=timedelta(milliseconds=600),
+    surge_patience=timedelta(milliseconds=100),
 )
 """Nothing that a test wants to see waits long; what it does not want to see (asking again by itself) takes hours."""
 
@@ -84,6 +85,9 @@ class World:
                 f.ended_instances,
                 f.announce_capacity,
                 f.clean_up_instance,
+                f.note_gpu_fault,
+                f.may_replace,
+                f.read_traffic,
             ],
             workflow_runner=workflow_runner(),
             workflow_failure_exception_types=[Exception],

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from itertools import cycle
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fleet.db.tables import GpuRow
 from tests.unit.api.test_auth import operations
 from tests.unit.api.test_instances import instance
 from tests.unit.api.world import ADMIN, SPEC, World, registration
@@ -38,6 +40,7 @@ FIELDS = [
     *("env", "max_model_len", "concurrency", "placement", "host_selector", "gpus_per_replica", "cpu_threads"),
     *("resources", "memory_bytes", "health", "start_timeout_s", "runtime", "scope", "ttl_s", "description", "token"),
     *("machine_id", "credential_hash", "inventory", "address", "http_port", "version", "engines", "instance_id"),
+    *("evacuate", "deadline_s", "reason"),
     *("fence", "sequence", "phase", "url", "pid", "progress", "message", "ready_since", "hostname", "gpus", "index"),
 ]
 
@@ -50,8 +53,11 @@ bodies = st.recursive(
 VALID: dict[str, Any] = {
     "/api/v1/deployments": {"name": "new", "labels": {"a": "b"}, "spec": {**SPEC, "env": {"A": "b"}}},
     "/api/v1/deployments/{name}": {"labels": {"a": "b"}, "spec": {"replicas": 2, "env": {"A": "c"}}},
+    "/api/v1/hosts/{host_id}/drain": {"evacuate": True, "deadline_s": 60, "reason": "new disk"},
+    "/api/v1/instances/{instance_id}/drain": {"deadline_s": 60, "reason": "test"},
     "/api/v1/api-keys": {"name": "x", "scope": "inference", "ttl_s": 60},
     "/api/v1/join-tokens": {"description": "x", "ttl_s": 60},
+    "/api/v1/gpus/{uuid}/cordon": {"reason": "Xid 79"},
     "/api/v1/hosts/join": {"token": "t", "name": "box", "machine_id": "m", "credential_hash": "0" * 64},
     "/api/v1/hosts/{host_id}/register": registration(),
     "/api/v1/hosts/{host_id}/engines": {"engines": [{"instance_id": "chat/1-abc", "fence": 1}]},
@@ -94,6 +100,7 @@ def busy_world(world: World) -> World:
     """With one of everything."""
     world.add_host()
     world.add(instance())
+    world.add(GpuRow(uuid="chat", host_id="h1", index=0, kind="nvidia", name="t", memory_bytes=1, allocatable=1))
     return world
 
 
@@ -121,8 +128,8 @@ def check(answer: httpx.Response, unavailable: bool = False) -> None:
 
 
 def url(path: str, values: list[str]) -> str:
-    """``path`` with its names replaced by ``values``, escaped as they come."""
-    quoted = iter("".join(f"%{byte:02X}" for byte in v.encode(errors="surrogatepass")) or "%20" for v in values)
+    """``path`` with its names replaced by ``values`` in turn, escaped as they come."""
+    quoted = cycle("".join(f"%{byte:02X}" for byte in v.encode(errors="surrogatepass")) or "%20" for v in values)
     return re.sub(r"\{.*?\}", lambda _: next(quoted), path)
 
 

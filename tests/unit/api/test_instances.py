@@ -1,6 +1,7 @@
 """Instances, and the logs that their hosts keep."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -13,7 +14,9 @@ from starlette.routing import Route
 from fleet.access import tickets
 from fleet.access.secrets import digest
 from fleet.db.tables import InstanceRow
+from fleet.deployments import Deployment
 from fleet.serving import listen, serving
+from fleet.specs import DeploymentSpec, ModelSource
 from tests.unit.api.world import World
 
 URL = "/api/v1/instances"
@@ -161,3 +164,65 @@ async def test_bad_question_for_a_log_is_refused(
     world.add(instance())
     answer = await api.get(f"{URL}/chat/1-abc/logs", params=params)
     assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+# -- approval ------------------------------------------------------------------------------------------------------
+
+
+async def test_failed_instance_is_tried_again_when_a_person_says_so(world: World, api: httpx.AsyncClient) -> None:
+    world.add(instance(state="failed"))
+    answer = await api.post(f"{URL}/chat/1-abc/approve-retry")
+    assert (answer.status_code, answer.json()) == (202, {"instances": ["chat/1-abc"]})
+    assert world.workflows.approved == ["chat/1-abc"]
+
+
+@pytest.mark.parametrize("state", ["ready", "recovering", "pending"])
+async def test_instance_that_is_not_failed_needs_no_approval(world: World, api: httpx.AsyncClient, state: str) -> None:
+    world.add(instance(state=state))
+    answer = await api.post(f"{URL}/chat/1-abc/approve-retry")
+    assert (answer.status_code, state in answer.json()["detail"]) == (409, True)
+    assert answer.json()["hint"]
+    assert world.workflows.approved == []
+
+
+async def test_instance_that_does_not_exist_cannot_be_approved(api: httpx.AsyncClient) -> None:
+    assert (await api.post(f"{URL}/chat/9-z/approve-retry")).status_code == 404
+    assert (await api.post(f"{URL}/a%00b/approve-retry")).status_code == 404
+
+
+async def test_all_failed_instances_of_a_deployment_are_approved_together(world: World, api: httpx.AsyncClient) -> None:
+    await deployed(world)
+    for number in range(45):
+        world.add(instance(f"chat/{number:02}-x", state="failed" if number else "ready"))
+    world.add(instance("chatty/1-x", state="failed"))
+    world.workflows.not_failed.add("chat/07-x")
+    answer = await api.post("/api/v1/deployments/chat/approve-retry")
+    expected = [f"chat/{number:02}-x" for number in range(1, 45) if number != 7]
+    assert (answer.status_code, answer.json()) == (202, {"instances": expected})
+    assert sorted(world.workflows.approved) == expected
+
+
+async def test_deployment_without_a_failed_instance_needs_no_approval(world: World, api: httpx.AsyncClient) -> None:
+    await deployed(world)
+    world.add(instance())
+    world.add(instance("chat/2-x", state="failed"))
+    world.workflows.not_failed.add("chat/2-x")
+    answer = await api.post("/api/v1/deployments/chat/approve-retry")
+    assert (answer.status_code, "holdfast instances" in answer.json()["hint"]) == (409, True)
+    for name in ("other", "a%00b"):
+        assert (await api.post(f"/api/v1/deployments/{name}/approve-retry")).status_code == 404
+
+
+async def test_approval_waits_for_temporal(world: World, api: httpx.AsyncClient) -> None:
+    await deployed(world)
+    world.add(instance(state="failed"))
+    world.workflows.down = True
+    for path in (f"{URL}/chat/1-abc", "/api/v1/deployments/chat"):
+        assert (await api.post(f"{path}/approve-retry")).status_code == 503
+
+
+async def deployed(world: World) -> None:
+    spec = DeploymentSpec(model=ModelSource(path="m.gguf"))
+    await world.workflows.create_deployment(
+        Deployment(name="chat", spec=spec, engine="llama_cpp", engine_version="1", created_at=datetime.now(UTC))
+    )

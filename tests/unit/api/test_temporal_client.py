@@ -12,9 +12,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api import temporal_client
 from api.temporal_client import WorkflowClient
-from fleet.deployments import Accepted, Deployment, DeploymentChange
+from fleet.deployments import Accepted, Deployment, DeploymentChange, InstancesLeave
 from fleet.errors import Conflict, HoldfastError, NotFound, PreconditionFailed, Unavailable
-from fleet.hosts import HostRegistered
+from fleet.hosts import HostRegistered, Maintain
 from fleet.instances import EnginePhase, EngineReport
 from fleet.specs import DeploymentSpec, ModelSource
 
@@ -36,12 +36,15 @@ class FakeClient:
     def __init__(self, answer: Any = None) -> None:
         self.answer = answer
         self.calls: list[tuple[Any, ...]] = []
+        self.inputs: list[Any] = []
+        """Of the workflows that were started."""
 
     def get_workflow_handle(self, workflow_id: str) -> "FakeClient":
         self.calls.append(("handle", workflow_id))
         return self
 
-    async def start_workflow(self, workflow: str, _input: Any, **options: Any) -> None:
+    async def start_workflow(self, workflow: str, given: Any, **options: Any) -> None:
+        self.inputs.append(given)
         self.calls.append(("start", workflow, options["id"], options["task_queue"], options["static_summary"]))
         await self._end()
 
@@ -53,6 +56,18 @@ class FakeClient:
     async def signal(self, name: str, _report: EngineReport, **_options: Any) -> None:
         self.calls.append(("signal", name))
         await self._end()
+
+    async def describe(self, **_options: Any) -> "FakeClient":
+        await self._end()
+        return self
+
+    async def query(self, _name: str, **_options: Any) -> Any:
+        await self._end()
+        return self.answer
+
+    @property
+    def status(self) -> Any:
+        return self.answer
 
     async def _end(self) -> None:
         if self.answer == NEVER:
@@ -72,8 +87,12 @@ CALLS: dict[str, Call] = {
     "change": lambda c: c.change_deployment("chat", DeploymentChange(stopped=True)),
     "delete": lambda c: c.delete_deployment("chat"),
     "report": lambda c: c.report_engine(REPORT),
+    "approve": lambda c: c.approve_retry("chat/1-a"),
     "register": lambda c: c.register_host(HOST),
     "forget": lambda c: c.forget_host("h1"),
+    "maintain": lambda c: c.maintain_host("h1", Maintain()),
+    "approve_replacement": lambda c: c.approve_replacement("h1"),
+    "leave": lambda c: c.replace_instances("chat", InstancesLeave(instance_ids=("chat/1-a",), reason="r")),
 }
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
@@ -94,11 +113,19 @@ async def test_each_entity_is_found_by_its_readable_id() -> None:
         ("update", "delete"),
         ("handle", "instance/chat/1-a"),
         ("signal", "engine_reported"),
+        ("handle", "instance/chat/1-a"),
+        ("update", "approve_retry"),
         ("start", "HostWorkflow", "host/h1", "holdfast-control", "host box"),
         ("handle", "host/h1"),
         ("update", "register"),
         ("handle", "host/h1"),
         ("update", "forget"),
+        ("handle", "host/h1"),
+        ("update", "maintain"),
+        ("handle", "host/h1"),
+        ("update", "approve_replacement"),
+        ("handle", "deployment/chat"),
+        ("update", "replace_instances"),
     ]
 
 
@@ -126,7 +153,7 @@ async def test_no_answer_is_unavailable_and_asks_after_the_controller(
         await asyncio.wait_for(call(client(answer)[0]), 5)
 
 
-@pytest.mark.parametrize("what", ["change", "delete", "report", "forget"])
+@pytest.mark.parametrize("what", ["change", "delete", "report", "forget", "maintain", "approve_replacement", "leave"])
 async def test_workflow_that_has_ended_is_not_found(what: str) -> None:
     with pytest.raises(NotFound, match="there is no"):
         await CALLS[what](client(rpc(RPCStatusCode.NOT_FOUND))[0])
@@ -144,6 +171,8 @@ async def test_name_that_runs_already_is_a_conflict() -> None:
     [
         ("GenerationMoved", PreconditionFailed),
         ("Deleting", Conflict),
+        ("NothingToApprove", Conflict),
+        ("UnknownInstance", NotFound),
         ("AcceptedUpdateCompletedWorkflow", NotFound),
         ("SomethingNew", Unavailable),
     ],

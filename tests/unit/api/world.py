@@ -1,5 +1,7 @@
 """The management API on a real database, with a controller in small in the place of Temporal."""
 
+import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -22,15 +24,26 @@ from fleet.access.secrets import digest, new_id
 from fleet.db.hosts import record_state
 from fleet.db.session import Database
 from fleet.db.tables import ApiKeyRow, HostRow
-from fleet.deployments import Accepted, Deployment, DeploymentChange, change
+from fleet.deployments import (
+    Accepted,
+    Deployment,
+    DeploymentChange,
+    InstancesLeave,
+    InstanceView,
+    advance,
+    change,
+    steer,
+    why_not,
+)
 from fleet.errors import Conflict, NotFound, PreconditionFailed, Unavailable
 from fleet.host_client import FileFacts, HostAddress, HostClient
-from fleet.hosts import HostRegistered
-from fleet.instances import EngineReport
+from fleet.hosts import Host, HostRegistered, Maintain, maintain, told
+from fleet.instances import EngineReport, Instance, InstanceNews
 from fleet.inventory import EngineBuild, Gpu, Inventory, Registration
 from fleet.model_files import ModelFiles
+from fleet.rollouts import Steer
 from fleet.settings import Settings
-from fleet.states import HostState
+from fleet.states import HostState, InstanceState
 
 ADMIN = "hf-key-admin"
 BODY_LIMIT = 1 << 20
@@ -44,6 +57,23 @@ class FakeWorkflows:
     database: Database
     deployments: dict[str, Deployment] = field(default_factory=dict)
     reports: list[EngineReport] = field(default_factory=list)
+    approved: list[str] = field(default_factory=list)
+    not_failed: set[str] = field(default_factory=set)
+    """Instances that went on since their rows were written."""
+    leaves: list[InstancesLeave] = field(default_factory=list)
+    hosts: dict[str, Host] = field(default_factory=dict)
+    never_registered: set[str] = field(default_factory=set)
+    """Hosts that have joined, but have no workflow yet."""
+    registered: list[tuple[str, Host | None]] = field(default_factory=list)
+    """Hosts, and how each was known to be before."""
+    gone: set[str] = field(default_factory=set)
+    """Ids of workflows that Temporal has lost."""
+    taken_up: dict[str, Any] = field(default_factory=dict)
+    """By workflow id: the states with which lost ones were begun anew."""
+    told: list[tuple[str, Any]] = field(default_factory=list)
+    """(deployment, news) and (instance, lost host)."""
+    meanwhile: Callable[[str], None] = lambda _: None
+    """Called with the id of each workflow that has just been begun anew."""
     down: bool = False
     idle: bool = False
     """No controller runs: what is accepted is not projected."""
@@ -61,18 +91,41 @@ class FakeWorkflows:
         known = self._known(name)
         if wanted.if_generation not in (None, known.generation):
             raise PreconditionFailed(f"{name} is at generation {known.generation}")
-        return await self._put(change(known, wanted))
+        return await self._put(change(known, wanted, datetime.now(UTC)))
+
+    async def steer_rollout(self, name: str, wanted: Steer) -> Accepted:
+        known = self._known(name)
+        if reason := why_not(known, wanted):
+            raise Conflict(reason, hint="see `status.rollout` of the deployment")
+        return await self._put(steer(known, wanted, datetime.now(UTC)))
+
+    async def all_replicas_become_ready(self, name: str) -> None:
+        """As many of the current launch as are wanted, and no others."""
+        d = self._known(name)
+        views = [
+            InstanceView(instance_id=f"{name}/{n}-{d.launch}", slot=n, launch=d.launch, state=InstanceState.READY)
+            for n in range(1, d.desired + 1)
+        ]
+        await self._put(advance(d.with_(instances={v.instance_id: v for v in views}), datetime.now(UTC)))
 
     async def delete_deployment(self, name: str) -> Accepted:
         known = self._known(name)
         return await self._put(known.with_(deleting=True, generation=known.generation + 1))
 
+    async def approve_retry(self, instance_id: str) -> Accepted:
+        self._be_up()
+        if instance_id in self.not_failed:
+            raise Conflict(f"{instance_id} is ready, not failed")
+        self.approved.append(instance_id)
+        return Accepted(generation=1)
+
     async def report_engine(self, report: EngineReport) -> None:
         self._be_up()
         self.reports.append(report)
 
-    async def register_host(self, registered: HostRegistered) -> None:
+    async def register_host(self, registered: HostRegistered, known: Host | None = None) -> None:
         self._be_up()
+        self.registered.append((registered.host_id, known))
 
         def ready(session: Session) -> None:
             row = session.get_one(HostRow, registered.host_id)
@@ -83,6 +136,74 @@ class FakeWorkflows:
     async def forget_host(self, host_id: str) -> None:
         self._be_up()
         await self.database.awrite(lambda s: record_state(s, host_id, HostState.FORGOTTEN, "", 1 << 40))
+
+    async def maintain_host(self, host_id: str, level: Maintain) -> Accepted:
+        host = await self._put_host(maintain(await self._host(host_id), level))
+        return Accepted(generation=host.maintain_generation)
+
+    async def approve_replacement(self, host_id: str) -> Accepted:
+        host = await self._host(host_id)
+        if not host.replacement_paused:
+            raise Conflict(f"host {host_id} waits for no approval", hint="see `holdfast status`")
+        await self._put_host(told(host))
+        return Accepted(generation=host.registrations)
+
+    async def replace_instances(self, deployment: str, leave: InstancesLeave) -> Accepted:
+        known = self._known(deployment)
+        self.leaves.append(leave)
+        return Accepted(generation=known.generation)
+
+    async def _host(self, host_id: str) -> Host:
+        self._be_up()
+        row = await self.database.aread(lambda s: s.get(HostRow, host_id))
+        if row is None or host_id in self.never_registered:
+            raise NotFound(f"there is no host {host_id!r}")
+        fields = {"host_id": host_id, **row.model_dump(include={"name", "state", "replacement_paused", "projection"})}
+        return self.hosts.get(host_id) or Host.model_validate(fields)
+
+    async def _put_host(self, host: Host) -> Host:
+        host = host.with_(projection=host.projection + 1)
+        self.hosts[host.host_id] = host
+        if not self.idle:
+            await ProjectionActivities(self.database).record_host(host)
+        return host
+
+    async def prepare(self) -> None:
+        self._be_up()
+
+    async def missing(self, workflow_ids: Iterable[str]) -> set[str]:
+        self._be_up()
+        return self.gone & set(workflow_ids)
+
+    async def take_up_host(self, host: Host) -> bool:
+        return await self._take_up(f"host/{host.host_id}", host)
+
+    async def take_up_instance(self, instance: Instance) -> bool:
+        return await self._take_up(f"instance/{instance.instance_id}", instance)
+
+    async def take_up_deployment(self, deployment: Deployment) -> bool:
+        return await self._take_up(f"deployment/{deployment.name}", deployment)
+
+    async def instances_of(self, deployment: str) -> set[str]:
+        self._be_up()
+        return set(self.deployments[deployment].instances) if deployment in self.deployments else set()
+
+    async def tell_deployment(self, deployment: str, news: InstanceNews) -> None:
+        self._be_up()
+        self.told.append((deployment, news))
+
+    async def tell_host_lost(self, instance_id: str, host_id: str) -> None:
+        self._be_up()
+        self.told.append((instance_id, host_id))
+
+    async def _take_up(self, workflow_id: str, state: Any) -> bool:
+        self._be_up()
+        if workflow_id not in self.gone:
+            return False
+        self.gone.remove(workflow_id)
+        self.taken_up[workflow_id] = state
+        await asyncio.to_thread(self.meanwhile, workflow_id)
+        return True
 
     def _be_up(self) -> None:
         if self.down:

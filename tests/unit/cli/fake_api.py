@@ -79,6 +79,10 @@ def host(**changes: Any) -> Json:
         "ram_allocatable_bytes": 20 << 30,
         "ram_used_bytes": 1 << 30,
         "gpus": [],
+        "maintenance": "none",
+        "maintenance_message": "",
+        "lost_at": None,
+        "replacement_paused": False,
         "joined_at": "2026-11-20T10:00:00Z",
         "workflow_url": WORKFLOW_URL,
         **changes,
@@ -94,7 +98,14 @@ class FakeApi:
     """Served one after the other to ``GET /deployments/{name}``; the last one again and again."""
     instances: list[Json] = field(default_factory=list)
     hosts: list[Json] = field(default_factory=list)
+    gpus: list[Json] = field(default_factory=list)
+    revisions: list[Json] = field(default_factory=list)
     keys: list[Json] = field(default_factory=list)
+    gone_after: dict[str, int] = field(default_factory=dict)
+    """So often an instance or host is still there when asked for by its id."""
+    lost: Json = field(default_factory=lambda: {"deployments": [], "hosts": []})
+    """What Temporal does not know any more."""
+    resynced: Json = field(default_factory=dict)
     problem: tuple[int, Json] | None = None
     """Answered to everything under /api/v1 and /v1 instead."""
     database: bool = True
@@ -158,11 +169,21 @@ class FakeApi:
         if refusal := await self._refusal(request):
             return refusal
         path, method = request.path_params["rest"], request.method
-        collections = {"instances": self.instances, "hosts": self.hosts, "api-keys": self.keys}
+        collections = {"instances": self.instances, "hosts": self.hosts, "gpus": self.gpus, "api-keys": self.keys}
         if path == "deployments" and method == "GET":
             return self._page(request, self.deployments)
         if path in collections and method == "GET":
             return self._page(request, collections[path])
+        if path.endswith("/approve-retry"):
+            return JSONResponse({"instances": [i["id"] for i in self.instances]}, status_code=202)
+        if path.startswith("gpus/"):
+            return JSONResponse(self.gpus[0])
+        if path == "system/lost":
+            return JSONResponse(self.lost)
+        if path == "system/resync" and method == "POST":
+            return JSONResponse(self.resynced)
+        if path.endswith("/revisions"):
+            return self._page(request, self.revisions)
         if path.endswith("/logs"):
             return Response("line 1\nline 2\n", media_type="text/plain")
         return self._one(path, method)
@@ -183,9 +204,18 @@ class FakeApi:
             return JSONResponse(made, status_code=201)
         if collection == "deployments" and self.deployments:
             return JSONResponse(self.deployments.pop(0) if len(self.deployments) > 1 else self.deployments[0])
-        for one in [*self.instances, *self.hosts]:
-            if one["id"] == identity:
-                return JSONResponse(one)
+        if path == "hosts/approve-replacement":
+            return JSONResponse({"hosts": [h["id"] for h in self.hosts]}, status_code=202)
+        identity = identity.removesuffix("/drain").removesuffix("/resume").removesuffix("/approve-replacement")
+        if identity in self.gone_after:
+            self.gone_after[identity] -= 1
+            if self.gone_after[identity] < 0:
+                return JSONResponse({"title": "Not found", "detail": f"no {path}"}, status_code=404)
+        for ones in (self.instances, self.hosts):
+            for n, one in enumerate(ones):
+                if one["id"] == identity:
+                    # As with deployments: of several with one id, the last one is served again and again.
+                    return JSONResponse(ones.pop(n) if any(o["id"] == identity for o in ones[n + 1 :]) else one)
         return JSONResponse({"title": "Not found", "detail": f"no {path}"}, status_code=404)
 
     def _page(self, request: Request, items: list[Json]) -> Response:

@@ -24,7 +24,7 @@ def findings(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def test_what_works_is_ok_and_a_missing_temporal_is_a_failure(settings: Settings) -> None:
     found = list(findings(settings))
-    for check in ("python", "home", "api", "ready", "key", "hosts", "engines"):
+    for check in ("python", "home", "api", "ready", "key", "workflows", "hosts", "engines"):
         assert (check, "ok") in found
     assert ("temporal", "ok") in found  # its binary
     assert ("temporal", "fail") in found  # the server
@@ -48,6 +48,14 @@ def test_a_lost_host_beside_a_ready_one_is_a_warning(settings: Settings, api: Fa
 def test_hosts_without_any_engine_are_a_failure(settings: Settings, api: FakeApi) -> None:
     api.hosts = [host(inventory={"engines": []})]
     assert ("engines", "fail") in findings(settings)
+
+
+def test_lost_workflows_are_a_failure_with_the_remedy(settings: Settings, api: FakeApi) -> None:
+    api.lost = {"deployments": ["alpha", "beta"], "hosts": ["h1", "h2", "h3", "h4"]}
+    [found] = [f for f in doctor.examine(settings) if f.check == "workflows"]
+    assert found.level is doctor.Level.FAIL
+    assert "deployment alpha, deployment beta, host h1, host h2, host h3 and 1 more" in found.message
+    assert "holdfast resync" in found.remedy
 
 
 def test_a_wrong_key_is_a_failure(settings: Settings, home: Path) -> None:

@@ -70,7 +70,15 @@ def test_claiming_twice_with_one_fence_is_one_claim(database: Database) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"state": HostState.SUSPECT}, {"state": HostState.LOST}, {"generation": 2}, {"ram_allocatable": 9}],
+    [
+        {"state": HostState.SUSPECT},
+        {"state": HostState.LOST},
+        {"generation": 2},
+        {"ram_allocatable": 9},
+        {"maintenance": "cordoned"},
+        {"maintenance": "draining"},
+        {"maintenance": "drained"},
+    ],
 )
 def test_host_that_changed_since_it_was_looked_at_is_not_claimed(database: Database, change: dict[str, Any]) -> None:
     add_host(database)
@@ -83,7 +91,14 @@ def test_host_that_changed_since_it_was_looked_at_is_not_claimed(database: Datab
 
 @pytest.mark.parametrize(
     "change",
-    [{"healthy": False}, {"generation": 2}, {"allocatable": 9}, {"host_id": "elsewhere"}, {"used": 91}],
+    [
+        {"healthy": False},
+        {"cordoned": True},
+        {"generation": 2},
+        {"allocatable": 9},
+        {"host_id": "elsewhere"},
+        {"used": 91},
+    ],
 )
 def test_claim_that_fails_on_its_last_gpu_leaves_nothing(database: Database, change: dict[str, Any]) -> None:
     add_host(database, gpus=("g1", "g2"))

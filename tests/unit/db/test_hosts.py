@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlmodel import Session, select
 
-from fleet.db import claims
+from fleet.db import claims, gpus
 from fleet.db.hosts import ReadyHost, ready_hosts, record_state, save_registration
 from fleet.db.session import Database
 from fleet.db.tables import GpuRow, HostRow
@@ -138,6 +138,46 @@ def test_hosts_that_are_ready_are_offered_with_what_is_free(database: Database) 
     assert sorted(offered) == ["h1", "h2"]
     assert _free(offered["h1"]) == (80, [("g1", 70)], 1)
     assert _free(offered["h2"]) == (100, [], 0)
+
+
+def test_hosts_in_maintenance_and_cordoned_gpus_are_not_offered(database: Database) -> None:
+    for host_id in ("h1", "h2"):
+        joined(database, host_id)
+    register(database, registration(gpus=(gpu("g1"), gpu("g2"))))
+    register(database, registration(), "h2")
+    database.write(lambda s: gpus.cordon(s, "g2", "Xid 79"))
+    for closed in ("cordoned", "draining", "drained"):
+        maintain(database, "h2", closed)
+        [offered] = database.read(lambda s: ready_hosts(s, "m"))
+        assert [g.uuid for g in offered.view.gpus] == ["g1"]
+        assert offered.view.cordoned_gpus == (("g2", "Xid 79"),)
+    maintain(database, "h2", "none")
+    assert len(database.read(lambda s: ready_hosts(s, "m"))) == 2
+
+
+def maintain(database: Database, host_id: str, maintenance: str) -> None:
+    def change(session: Session) -> None:
+        session.get_one(HostRow, host_id).maintenance = maintenance
+
+    database.write(change)
+
+
+def test_cordoned_gpu_stays_so_when_it_is_reported_anew_and_while_it_is_away(database: Database) -> None:
+    joined(database)
+    register(database, registration(gpus=(gpu("g1"), gpu("g2"))))
+    database.write(lambda s: gpus.cordon(s, "g1", "Xid 79"))
+    register(database, registration(200, gpus=(gpu("g1"), gpu("g2"))))
+    assert cordon_of(database, "g1") == (True, "Xid 79", True)
+    register(database, registration(200))
+    assert cordon_of(database, "g1") == (True, "Xid 79", False)
+    assert database.read(_all) == (["h1"], ["g1"]), "a card that was not cordoned is gone"
+    register(database, registration(200, gpus=(gpu("g1"),)))
+    assert cordon_of(database, "g1") == (True, "Xid 79", True)
+
+
+def cordon_of(database: Database, uuid: str) -> tuple[bool, str, bool]:
+    row = database.read(lambda s: s.get_one(GpuRow, uuid))
+    return row.cordoned, row.cordon_reason, row.healthy
 
 
 def test_state_of_a_host_only_goes_forward(database: Database) -> None:

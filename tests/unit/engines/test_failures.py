@@ -1,4 +1,4 @@
-"""From exit code and log to a cause, a hint and whether to try again."""
+"""From exit code and log to a cause, a hint and what can help."""
 
 import json
 import time
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fleet.engines.failures import classify, known_classes
 from fleet.engines.llama_cpp import LlamaCpp
+from fleet.instances import Remedy
 
 RAW = json.loads(files("fleet.engines").joinpath("failure_patterns.json").read_text())
 OWN = LlamaCpp.failure_patterns
@@ -23,17 +24,79 @@ def test_sample_is_understood(line: str, expected: str) -> None:
     assert found.failure_class == expected
     assert found.hint.startswith(known_classes()[expected].hint)
     assert "The engine said: " in found.hint
-    assert found.retry is not RAW_RETRY[expected].startswith("no")
+    known = known_classes()[expected]
+    assert (found.remedy, found.at_most, found.gpu_fault) == (known.remedy, known.at_most, known.gpu_fault)
 
 
-RAW_RETRY = {c["class"]: c["retry"] for c in RAW["classes"]}
+NAMED_BY_HOSTS = {"hung"}
 
 
-def test_every_class_can_be_found_and_says_what_to_do() -> None:
+def test_every_class_has_a_sample_and_says_what_to_do() -> None:
     assert len(known_classes()) == len(RAW["classes"])
+    assert set(known_classes()) == set(RAW["samples"].values()) | NAMED_BY_HOSTS
     for known in known_classes().values():
-        assert known.patterns
-        assert known.hint
+        assert bool(known.patterns) == (known.name not in NAMED_BY_HOSTS)
+        assert known.hint.endswith(".")
+
+
+HELP = {
+    "port": Remedy.HERE,
+    "network": Remedy.HERE,
+    "hung": Remedy.HERE,
+    "slow": Remedy.HERE,
+    "oom_load": Remedy.ELSEWHERE,
+    "gpu_busy": Remedy.ELSEWHERE,
+    "disk_full": Remedy.ELSEWHERE,
+    "driver": Remedy.ELSEWHERE,
+    "gpu_fault": Remedy.ELSEWHERE,
+    "gpu_error": Remedy.ELSEWHERE,
+    "not_installed": Remedy.ELSEWHERE,
+    "oom_kv": Remedy.CHANGED,
+    "ctx_too_long": Remedy.CHANGED,
+    "bad_flag": Remedy.NEVER,
+    "unsupported_arch": Remedy.NEVER,
+    "remote_code": Remedy.NEVER,
+    "auth": Remedy.NEVER,
+    "not_found": Remedy.NEVER,
+    "weights_mismatch": Remedy.NEVER,
+}
+
+
+@pytest.mark.parametrize(("name", "remedy"), HELP.items())
+def test_what_helps_against_a_cause(name: str, remedy: Remedy) -> None:
+    assert known_classes()[name].remedy is remedy
+
+
+def test_only_gpus_that_leave_no_other_explanation_are_certainly_at_fault() -> None:
+    blamed = {c.name: c.gpu_fault for c in known_classes().values() if c.gpu_fault}
+    assert blamed == {"gpu_fault": "certain", "gpu_error": "possible"}
+
+
+def test_causes_that_may_pass_once_are_tried_once_more() -> None:
+    assert {c.name for c in known_classes().values() if c.at_most == 1} == {"oom_runtime", "corrupt_file", "nccl"}
+
+
+@pytest.mark.parametrize(
+    ("line", "fits"),
+    [
+        (
+            "To serve at least one request with the model's max seq len (40960), (5.62 GiB is needed, ...) Based on "
+            "the available memory, the estimated maximum model length is 32640. Try",
+            32640,
+        ),
+        ("To serve at least one request with the model's max seq len (40960), 5.6 GiB is needed", None),
+        ("No available memory for the cache blocks", None),
+        (
+            "User-specified max_model_len (65536) is greater than the derived max_model_len "
+            "(max_position_embeddings=40960 or model_max_length=None)",
+            40960,
+        ),
+        ("max_model_len (9) is greater than the derived max_model_len (8192)", 8192),
+        ("the estimated maximum model length is " + "9" * 30, None),
+    ],
+)
+def test_context_that_would_fit_is_read_where_it_is_printed(line: str, fits: int | None) -> None:
+    assert classify(1, f"ValueError: {line}", served=False).max_model_len == fits
 
 
 def test_earliest_line_is_the_cause_and_the_rest_its_consequences() -> None:
@@ -62,15 +125,22 @@ def test_cause_that_comes_first_is_the_cause_whoever_knows_it() -> None:
 )
 def test_exit_code_speaks_when_the_log_says_nothing(exit_code: int | None, expected: str) -> None:
     found = classify(exit_code, "all is well\n", served=False)
-    assert (found.failure_class, found.exit_code, found.retry) == (expected, exit_code, True)
+    assert (found.failure_class, found.exit_code, found.remedy) == (expected, exit_code, Remedy.HERE)
     assert found.hint
     assert found.log_tail == "all is well\n"
 
 
 def test_engine_that_had_served_is_always_tried_again() -> None:
-    assert classify(1, UNKNOWN_MODEL, served=False).retry is False
+    assert classify(1, UNKNOWN_MODEL, served=False).remedy is Remedy.NEVER
     found = classify(1, UNKNOWN_MODEL, served=True)
-    assert (found.retry, found.served) == (True, True)
+    assert (found.remedy, found.served) == (Remedy.HERE, True)
+
+
+@pytest.mark.parametrize("line", RAW["samples"])
+def test_of_an_engine_that_had_served_only_words_about_gpus_are_believed(line: str) -> None:
+    found = classify(1, line, served=True)
+    assert found.remedy is (Remedy.ELSEWHERE if found.gpu_fault else Remedy.HERE)
+    assert (found.at_most, found.max_model_len) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +178,7 @@ def test_any_text_gets_an_answer(exit_code: int | None, text: str, served: bool)
     found = classify(exit_code, text, served=served, extra=OWN)
     assert found.failure_class in {*known_classes(), "killed", "crashed", "unknown"}
     assert found.hint
-    assert found.retry or not served
+    assert found.remedy is not Remedy.NEVER or not served
 
 
 def openings() -> list[str]:

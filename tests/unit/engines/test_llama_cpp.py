@@ -13,7 +13,7 @@ from fleet.engines.catalog import ADAPTERS, resolve
 from fleet.engines.failures import classify, known_classes
 from fleet.engines.llama_cpp import LlamaCpp
 from fleet.engines.spec import EngineSpec
-from fleet.instances import EngineExit
+from fleet.instances import EngineExit, Remedy
 from fleet.specs import DeploymentSpec
 
 ADAPTER = LlamaCpp()
@@ -193,6 +193,22 @@ def test_metrics_may_be_anything(text: str, number: str) -> None:
         assert busy is None or busy >= 0
 
 
+def test_progress_is_what_moves_while_a_request_runs() -> None:
+    assert ADAPTER.progress("llamacpp:tokens_predicted_total 0\nllamacpp:n_decode_total 16\n") == 16
+    assert ADAPTER.progress("llamacpp:n_decode_total 999999\n") == 999_999
+
+
+@pytest.mark.parametrize("text", ["", METRICS, "llamacpp:tokens_predicted_total 5", "llamacpp:n_decode_total NaN"])
+def test_progress_that_the_metrics_do_not_say_is_unknown(text: str) -> None:
+    assert ADAPTER.progress(text) is None
+
+
+def test_counter_that_is_printed_rounded_is_unknown() -> None:
+    """It stands still for thousands of decodes, and standing still would be taken for a hang."""
+    assert ADAPTER.progress("llamacpp:n_decode_total 1e+06\n") is None
+    assert ADAPTER.progress("llamacpp:n_decode_total 1.23457e+06\n") is None
+
+
 # Captured from llama-server as packaged in version 0.1.2.
 LOADED = """0.00.012.431 I cmn  common_param: common_params_print_info: verbosity = 3 (adjust with the `-lv N` CLI arg)
 0.00.012.564 I srv          init: The UI is disabled
@@ -211,29 +227,33 @@ def classified(log: str, exit_code: int | None = 1) -> EngineExit:
 
 def test_nothing_that_a_healthy_engine_prints_is_a_cause() -> None:
     found = classified(LOADED, -9)
-    assert (found.failure_class, found.retry) == ("killed", True)
+    assert (found.failure_class, found.remedy) == ("killed", Remedy.HERE)
 
 
 @pytest.mark.parametrize(
-    ("line", "expected", "retry"),
+    ("line", "expected", "remedy"),
     [
-        ("error: invalid argument: --bogus", "bad_flag", False),
-        ('error while handling argument "-c": stoi', "bad_flag", False),
+        ("error: invalid argument: --bogus", "bad_flag", Remedy.NEVER),
+        ('error while handling argument "-c": stoi', "bad_flag", Remedy.NEVER),
         (
             "E gguf_init_from_file: failed to open GGUF file '/x.gguf' (No such file or directory)",
             "not_found",
-            False,
+            Remedy.NEVER,
         ),
-        ("E gguf_init_from_reader: invalid magic characters: 'root', expected 'GGUF'", "corrupt_file", True),
-        ("error loading model: unknown model architecture: 'qwen99'", "unsupported_arch", False),
-        ("E srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 80", "port", True),
-        ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", "oom_load", True),
+        (
+            "E gguf_init_from_reader: invalid magic characters: 'root', expected 'GGUF'",
+            "corrupt_file",
+            Remedy.ELSEWHERE,
+        ),
+        ("error loading model: unknown model architecture: 'qwen99'", "unsupported_arch", Remedy.NEVER),
+        ("E srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 80", "port", Remedy.HERE),
+        ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", "oom_load", Remedy.ELSEWHERE),
     ],
 )
-def test_what_it_says_when_it_fails_is_understood(line: str, expected: str, retry: bool) -> None:
+def test_what_it_says_when_it_fails_is_understood(line: str, expected: str, remedy: Remedy) -> None:
     consequences = "E llama_model_load_from_file_impl: failed to load model\nE cmn common_init_: failed to load model\n"
     found = classified(f"{LOADED}0.01.1 {line}\n{consequences}")
-    assert (found.failure_class, found.retry) == (expected, retry)
+    assert (found.failure_class, found.remedy) == (expected, remedy)
     assert found.hint
 
 

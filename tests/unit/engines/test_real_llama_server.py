@@ -15,6 +15,7 @@ from fleet.engines.adapter import Start
 from fleet.engines.failures import classify
 from fleet.engines.llama_cpp import LlamaCpp
 from fleet.engines.spec import EngineSpec
+from fleet.instances import Remedy
 from tests.unit.gateway.process import free_port
 
 pytestmark = pytest.mark.slow
@@ -64,7 +65,7 @@ def test_command_line_works_and_a_kill_is_seen_as_one(
         process.send_signal(signal.SIGKILL)
         code = process.wait(10)
     found = classify(code, log.read_text(), served=False, extra=ADAPTER.failure_patterns)
-    assert (found.failure_class, found.retry) == ("killed", True), log.read_text()
+    assert (found.failure_class, found.remedy) == ("killed", Remedy.HERE), log.read_text()
 
 
 @pytest.mark.parametrize(

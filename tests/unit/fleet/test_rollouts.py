@@ -206,6 +206,16 @@ def test_a_new_revision_that_fails_is_gone_back_from_whenever_it_fails(
         assert s.fewest >= replicas
 
 
+def test_what_was_gone_back_from_is_told_until_the_next_change() -> None:
+    s = Simulation(2)
+    s.deploy()
+    s.run(lambda i: i.endswith("-1"), rounds=10)
+    assert change(s.d, DeploymentChange(labels={}), s.now) is s.d
+    assert s.d.given_up is not None
+    scaled = change(s.d, DeploymentChange(spec=s.spec("first.gguf", 3)), s.now)
+    assert (scaled.given_up, scaled.revision) == (None, 1)
+
+
 def test_the_revision_after_one_that_failed_has_a_number_of_its_own() -> None:
     s = Simulation(1)
     s.deploy()

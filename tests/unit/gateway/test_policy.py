@@ -68,19 +68,37 @@ def test_a_few_retries_are_allowed_without_much_traffic() -> None:
     assert budget.take(1.5) is False
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1e6)), max_size=200))
-def test_the_budget_never_gives_more_than_it_got(steps: list[tuple[bool, float]]) -> None:
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1e6), st.integers(0, 40)), max_size=200))
+def test_the_budget_never_gives_more_than_was_paid_back_and_what_was_in_flight(
+    steps: list[tuple[bool, float, int]],
+) -> None:
     budget = RetryBudget(share=0.1, floor=1.0, burst=5)
-    now, given_, earned = 0.0, 0, 5.0
-    for is_request, pause in steps:
+    now, given_, earned, busiest = 0.0, 0, 0.0, 5
+    for is_request, pause, in_flight in steps:
         if is_request:
             budget.note_request()
             earned += 0.1
         else:
             now += pause
             earned += pause
-            given_ += budget.take(now)
-    assert given_ <= earned + 1e-6
+            busiest = max(busiest, in_flight)
+            given_ += budget.take(now, in_flight)
+    assert given_ <= earned + busiest + 1e-6
+
+
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_all_requests_in_one_dead_engine_may_be_sent_again(in_it: int, elsewhere: int) -> None:
+    budget = RetryBudget()
+    assert all(budget.take(0.0, in_it + elsewhere) for _ in range(in_it))
+
+
+def test_engines_that_go_on_dying_are_not_flooded() -> None:
+    budget = RetryBudget(floor=0.0)
+    retries = 0
+    for _ in range(10_000):
+        budget.note_request()
+        retries += budget.take(0.0, 50)
+    assert 1000 <= retries <= 1050
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,29 @@ def test_table_holds_keys_deployments_and_ready_endpoints(world: World) -> None:
     assert (known.phase, known.desired_replicas, known.created_at) == ("deploying", 3, CREATED.timestamp())
     (endpoint,) = table.endpoints["a"]
     assert (endpoint.instance_id, endpoint.fence, endpoint.capacity) == ("a-1", 4, 8)
+    assert table.draining == {("a-2", 1)}
+
+
+def test_an_endpoint_is_suspect_when_its_engine_or_its_host_is(world: World) -> None:
+    world.add_deployment("m")
+    for n, state in enumerate(("ready", "suspect", "ready", "ready", "ready"), 1):
+        world.add_endpoint("m", f"http://127.0.0.1:{n}", instance=f"i-{n}", state=state)
+    world.place("i-2", "h-2")
+    world.place("i-3", "h-3")
+    world.place("i-4", "h-4", host_state="suspect")
+    world.place("i-5", "h-5", host_state="lost")
+    world.add_endpoint("m", "http://127.0.0.1:6", instance="i-6")
+    world.place("i-6", "h-6", host_state=None)
+    endpoints = world.database.read(load).endpoints["m"]
+    assert [e.instance_id for e in endpoints if e.suspect] == ["i-2", "i-4", "i-5", "i-6"]
+
+
+def test_table_holds_weights_by_launch(world: World) -> None:
+    world.add_deployment("m", traffic={"3": 90, "4": 10})
+    world.add_endpoint("m", "http://127.0.0.1:1", launch=4)
+    table = world.database.read(load)
+    assert table.deployments["m"].traffic == {3: 90, 4: 10}
+    assert table.endpoints["m"][0].launch == 4
 
 
 def test_table_cannot_be_changed(world: World) -> None:

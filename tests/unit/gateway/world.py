@@ -9,7 +9,7 @@ from api.gateway.app import Gateway
 from fleet.access.secrets import digest, new_id
 from fleet.db import registry
 from fleet.db.session import Database
-from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow
+from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow, InstanceRow
 
 KEY = "hf-key-test"
 CREATED = datetime(2026, 11, 1, tzinfo=UTC)
@@ -38,7 +38,15 @@ class World:
 
         self._change(revoke)
 
-    def add_deployment(self, name: str, *, phase: str = "ready", replicas: int = 1, bump: bool = True) -> None:
+    def add_deployment(
+        self,
+        name: str,
+        *,
+        phase: str = "ready",
+        replicas: int = 1,
+        bump: bool = True,
+        traffic: dict[str, int] | None = None,
+    ) -> None:
         row: dict[str, Any] = {
             "name": name,
             "spec": {},
@@ -51,6 +59,7 @@ class World:
             "desired_replicas": replicas,
             "ready_replicas": 0,
             "projection": 1,
+            "traffic": traffic or {},
             "created_at": CREATED,
         }
         self._change(lambda session: session.merge(DeploymentRow(**row)), bump=bump)
@@ -67,12 +76,30 @@ class World:
         fence: int = 1,
         state: str = "ready",
         capacity: int = 0,
+        launch: int = 0,
     ) -> None:
         """Insert or replace."""
         row: dict[str, Any] = {"deployment": deployment, "model": deployment, "url": url, "fence": fence}
         self._change(
-            lambda session: session.merge(EndpointRow(instance_id=instance, state=state, capacity=capacity, **row))
+            lambda session: session.merge(
+                EndpointRow(instance_id=instance, state=state, capacity=capacity, launch=launch, **row)
+            )
         )
+
+    def place(self, instance: str, host: str, *, host_state: str | None = "ready") -> None:
+        """The instance runs on that host; None: which is not known any more."""
+        placed: dict[str, Any] = {
+            "deployment": "m",
+            "revision": 1,
+            "launch": 1,
+            "slot": 1,
+            "state": "ready",
+            "projection": 1,
+        }
+        self._change(lambda session: session.merge(InstanceRow(id=instance, host_id=host, **placed)))
+        if host_state is not None:
+            known: dict[str, Any] = {"name": host, "credential_hash": host, "state": host_state}
+            self._change(lambda session: session.merge(HostRow(id=host, **known)))
 
     def remove_endpoint(self, instance: str) -> None:
         self._change(lambda session: session.delete(session.get(EndpointRow, instance)))

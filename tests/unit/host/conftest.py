@@ -7,9 +7,10 @@ import httpx
 import pytest
 
 from fleet.engines.llama_cpp import LlamaCpp
+from fleet.policy import hang
 from fleet.serving import listen, serving
 from tests.unit.host.world import World
-from worker_host import lease, supervised
+from worker_host import lease, supervised, watch
 from worker_host.runtime.process import ProcessRuntime
 
 
@@ -39,6 +40,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervised, "_BUSY_POLL_S", 0.02)
     monkeypatch.setattr(supervised, "_GATEWAYS_REFRESH_S", 0.02)
     monkeypatch.setattr(lease, "BEAT_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(watch, "_LOOK_S", 0.3)
+    monkeypatch.setattr(watch, "METRICS_EVERY_S", 0.1)
+    monkeypatch.setattr(watch, "_METRICS_S", 0.5)
+    monkeypatch.setattr(watch, "_ONE_TOKEN_S", 0.5)
+    monkeypatch.setattr(hang, "SUSPECT_AFTER_S", 0.4)
     monkeypatch.setattr(LlamaCpp, "stop_grace_s", 5.0)
 
 

@@ -1,7 +1,8 @@
 """A stand-in for ``llama-server`` that starts in no time and does what the name of its model says.
 
-Run with the standard library only. Next to the model file, ``starts`` gets a line with each pid, and while
-``busy`` exists the server says that it works on a request.
+Run with the standard library only. Next to the model file, ``starts`` gets a line with each pid. While one of these
+exists there, too, the server: ``busy`` says that it works on a request, ``dumb`` gives no metrics, ``stuck`` finishes
+no request. ``decodes`` holds how far it has got.
 """
 
 import os
@@ -57,15 +58,26 @@ def answer(connection: socket.socket, model: str, folder: str, began: float) -> 
         loading = model.startswith("cold") or (model.startswith("loading") and time.monotonic() - began < 0.3)
         if path == "/health" and loading:
             status, body = 503, '{"error": "Loading model"}'
-        if path == "/v1/completions" and model.startswith("stuck"):
+        if path == "/v1/completions" and (model.startswith("stuck") or there(folder, "stuck")):
+            time.sleep(3600)
+        if path == "/metrics" and there(folder, "dumb"):
             time.sleep(3600)
         if path == "/v1/completions" and model.startswith("picky"):
             status, body = 400, '{"error": {"message": "this model has no words"}}'
         if path == "/metrics":
-            busy = int(os.path.exists(os.path.join(folder, "busy")))  # noqa: PTH110, PTH118
+            busy, decodes = int(there(folder, "busy")), there(folder, "decodes") or 1
             body = f"# TYPE\nllamacpp:requests_processing {busy}\nllamacpp:requests_deferred 0\n"
+            body += f"llamacpp:n_decode_total {decodes}\n"
         head = f"HTTP/1.1 {status} x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         connection.sendall((head + body).encode())
+
+
+def there(folder: str, name: str) -> int:
+    """The size of a file next to the model; whether it exists when it is empty."""
+    try:
+        return os.path.getsize(os.path.join(folder, name)) or 1  # noqa: PTH118, PTH202
+    except FileNotFoundError:
+        return 0
 
 
 if __name__ == "__main__":

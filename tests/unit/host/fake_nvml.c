@@ -1,6 +1,6 @@
 /* A driver library for tests. $CARDS is one letter per card: 'o' is a sound one, 'e' cannot be asked for its memory,
- * 'l' has fallen off the bus. $DRIVER=broken: the library is there and the driver is not. $SHUTDOWN=broken: it cannot
- * be let go. Only what our detection calls is here. */
+ * 'l' has fallen off the bus. $CARDS_OF is part of their names. $DRIVER=broken: the library is there and the driver is
+ * not. $SHUTDOWN=broken: it cannot be let go. Only what our detection calls is here. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +39,8 @@ Result nvmlDeviceGetCudaComputeCapability(Card *card, int *major, int *minor) {
     (void)card; *major = 9; *minor = 0; return SUCCESS;
 }
 Result nvmlDeviceGetUUID(Card *card, char *text, unsigned length) {
-    snprintf(text, length, "GPU-%u", card->number); return SUCCESS;
+    const char *host = getenv("CARDS_OF");
+    snprintf(text, length, "GPU-%s%u", host ? host : "", card->number); return SUCCESS;
 }
 Result nvmlDeviceGetName(Card *card, char *text, unsigned length) {
     (void)card; snprintf(text, length, "NVIDIA H200"); return SUCCESS;

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from fleet.engines.llama_cpp import LlamaCpp
-from fleet.instances import EngineExit, EnginePhase
+from fleet.instances import EngineExit, EnginePhase, Remedy
 from tests.unit.host.fake_temporal import DOWN, WANTED
 from tests.unit.host.waiting import beats_pass, eventually
 from tests.unit.host.world import INSTANCE, TOKEN, World
@@ -105,7 +105,12 @@ async def test_value_sealed_for_another_host_fails_the_start(world: World) -> No
 async def test_engine_that_crashes_while_loading_is_classified_by_its_log(world: World) -> None:
     await world.take("unknown")
     exit_ = await failure(world)
-    assert (exit_.exit_code, exit_.failure_class, exit_.retry, exit_.served) == (1, "unsupported_arch", False, False)
+    assert (exit_.exit_code, exit_.failure_class, exit_.remedy, exit_.served) == (
+        1,
+        "unsupported_arch",
+        Remedy.NEVER,
+        False,
+    )
     assert "qwen99" in exit_.log_tail
     await world.gone()
 
@@ -113,14 +118,14 @@ async def test_engine_that_crashes_while_loading_is_classified_by_its_log(world:
 async def test_engine_that_says_nothing_is_classified_by_its_exit(world: World) -> None:
     await world.take("silent")
     exit_ = await failure(world)
-    assert (exit_.exit_code, exit_.failure_class, exit_.retry) == (3, "unknown", True)
+    assert (exit_.exit_code, exit_.failure_class, exit_.remedy) == (3, "unknown", Remedy.HERE)
 
 
 async def test_engine_that_is_killed_while_serving_is_reported_at_once(world: World) -> None:
     process = await world.serving()
     os.kill(process.pid, signal.SIGKILL)
     exit_ = await failure(world)
-    assert (exit_.exit_code, exit_.failure_class, exit_.served, exit_.retry) == (-9, "killed", True, True)
+    assert (exit_.exit_code, exit_.failure_class, exit_.served, exit_.remedy) == (-9, "killed", True, Remedy.HERE)
     assert exit_.summary == "engine exited with -9 (killed)"
     await world.gone()
 
@@ -131,7 +136,7 @@ async def test_engine_that_is_killed_while_serving_is_reported_at_once(world: Wo
 async def test_engine_that_is_not_ready_in_time_is_killed_as_slow(world: World, model: str, stage: str) -> None:
     await world.take(model, start_timeout_s=1)
     exit_ = await asyncio.wait_for(failure(world), 10)
-    assert (exit_.failure_class, exit_.exit_code, exit_.retry) == ("slow", None, True)
+    assert (exit_.failure_class, exit_.exit_code, exit_.remedy) == ("slow", None, Remedy.HERE)
     assert "not ready after 1 s" in exit_.hint
     assert stage in exit_.hint
     assert not world.running()
@@ -141,7 +146,7 @@ async def test_engine_that_is_not_ready_in_time_is_killed_as_slow(world: World, 
 async def test_engine_that_refuses_its_first_request_fails_with_its_words_instead_of_waiting(world: World) -> None:
     await world.take("picky", start_timeout_s=600)
     exit_ = await asyncio.wait_for(failure(world), 10)
-    assert (exit_.failure_class, exit_.retry) == ("refused", False)
+    assert (exit_.failure_class, exit_.remedy) == ("refused", Remedy.NEVER)
     assert "this model has no words" in exit_.hint
     assert not world.running()
     await world.gone()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from fleet.instances import EngineExit, EnginePhase
+from fleet.instances import EngineExit, EnginePhase, Remedy
 from fleet.inventory import EngineRef
 from tests.unit.host.fake_temporal import DOWN, GONE, NOT_OURS, WANTED, not_wanted
 from tests.unit.host.waiting import beats_pass, eventually
@@ -79,7 +79,7 @@ async def test_higher_fence_replaces_an_engine_that_nobody_cancelled(world: Worl
     await world.serving(token=SECOND, fence=2)
     [error] = world.temporal.failures[TOKEN]
     exit_ = EngineExit.model_validate(error.details[0])
-    assert (exit_.failure_class, exit_.retry, exit_.served) == ("unwanted", True, True)
+    assert (exit_.failure_class, exit_.remedy, exit_.served) == ("unwanted", Remedy.HERE, True)
     assert exit_.summary == "engine ended (unwanted)"
 
 

@@ -109,9 +109,9 @@ class World:
     async def take(self, model: str = "fine", token: bytes = TOKEN, fence: int = 1, **changes: object) -> None:
         await self.supervisor.take(self.launch(model, fence, **changes), token)
 
-    async def serving(self, model: str = "fine", token: bytes = TOKEN, fence: int = 1) -> ProcessRef:
+    async def serving(self, model: str = "fine", token: bytes = TOKEN, fence: int = 1, **changes: object) -> ProcessRef:
         """An engine that has become ready."""
-        await self.take(model, token, fence)
+        await self.take(model, token, fence, **changes)
         return await self.ready(fence)
 
     async def ready(self, fence: int = 1) -> ProcessRef:
@@ -138,8 +138,17 @@ class World:
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
     def be_busy(self, *, busy: bool) -> None:
-        marker = self.models / "busy"
-        marker.touch() if busy else marker.unlink()
+        self.be("busy", busy)
+
+    def be(self, what: str, yes: bool = True) -> None:
+        """What the engine does from now on: see ``fake_llama_server``."""
+        marker = self.models / what
+        marker.touch() if yes else marker.unlink()
+
+    def get_on(self) -> None:
+        """The engine's counter moves."""
+        with (self.models / "decodes").open("a") as counter:
+            counter.write("++")
 
     def log(self, attempt: int = 1) -> str:
         return self.logs.path(INSTANCE, attempt).read_text()

@@ -97,6 +97,22 @@ def test_another_version_of_the_engine_will_not_do_unless_any_will() -> None:
     assert chosen(request(engine_version=""), host())
 
 
+def test_excluded_host_is_used_when_no_other_could_ever_run_the_replica() -> None:
+    asked = request(excluded_hosts=("a",))
+    small = host("b", free=0, ram_total_bytes=GIB - 1)
+    for useless in (host("b", engines=()), host("b", model=None), small):
+        assert chosen(asked, host("a"), useless).placement.host_id == "a"
+    assert refused(asked, host("a"), host("b", free=0))[0] == "a-name: excluded after failures there"
+
+
+def test_cordoned_gpus_are_named_where_they_would_have_helped() -> None:
+    cordoned = (("GPU-1", "Xid 79"),)
+    [reason] = refused(request(gpus_per_replica=1), host(engines=(BOTH,), cordoned_gpus=cordoned))
+    assert reason.endswith("the best has 0.0 GiB; GPU GPU-1 is cordoned: Xid 79")
+    [reason] = refused(request(), host(free=0, engines=(BOTH,), cordoned_gpus=cordoned))
+    assert reason.endswith("is free; GPU GPU-1 is cordoned: Xid 79")
+
+
 # -- where ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +205,32 @@ requests = st.builds(
 )
 
 
+def emptied(host: HostView) -> HostView:
+    """As if nothing ran there."""
+    gpus = tuple(replace(g, free_bytes=g.total_bytes) for g in host.gpus)
+    return replace(host, ram_free_bytes=host.ram_total_bytes, gpus=gpus)
+
+
+@settings(deadline=None)
+@given(requests, fleets())
+def test_exclusion_of_all_or_none_changes_nothing(asked: PlacementRequest, hosts: list[HostView]) -> None:
+    none = asked.model_copy(update={"excluded_hosts": ()})
+    everywhere = asked.model_copy(update={"excluded_hosts": tuple(h.host_id for h in hosts)})
+    assert choose(none, hosts) == choose(everywhere, hosts)
+
+
+@settings(deadline=None)
+@given(requests, fleets())
+def test_excluded_host_is_as_good_as_absent_while_another_could_run_it(
+    asked: PlacementRequest, hosts: list[HostView]
+) -> None:
+    others = [h for h in hosts if h.host_id not in asked.excluded_hosts]
+    if any(isinstance(choose(asked, [emptied(h)]), Choice) for h in others):
+        answer, without = choose(asked, hosts), choose(asked, others)
+        assert isinstance(answer, Choice) == isinstance(without, Choice)
+        assert isinstance(answer, Unplaceable) or answer == without
+
+
 @settings(deadline=None)
 @given(requests, fleets())
 def test_chosen_host_can_do_what_is_asked_or_each_says_why_not(asked: PlacementRequest, hosts: list[HostView]) -> None:
@@ -199,7 +241,9 @@ def test_chosen_host_can_do_what_is_asked_or_each_says_why_not(asked: PlacementR
         return
     placement = answer.placement
     [there] = [h for h in hosts if h.host_id == placement.host_id]
-    assert there.host_id not in asked.excluded_hosts
+    if there.host_id in asked.excluded_hosts:
+        others = [h for h in hosts if h.host_id not in asked.excluded_hosts]
+        assert not any(isinstance(choose(asked, [emptied(h)]), Choice) for h in others), "another could run it"
     assert asked.host_selector.items() <= there.labels.items()
     fitting = [b for b in there.engines if b.engine == "llama_cpp" and asked.engine_version in ("", b.version)]
     assert fitting
@@ -220,6 +264,7 @@ def test_chosen_host_can_do_what_is_asked_or_each_says_why_not(asked: PlacementR
 def test_host_that_is_chosen_alone_is_not_refused_in_company(
     asked: PlacementRequest, hosts: list[HostView], data: st.DataObject
 ) -> None:
+    asked = asked.model_copy(update={"excluded_hosts": ()})
     alone = data.draw(st.sampled_from(hosts))
     if isinstance(choose(asked, [alone]), Choice):
         assert isinstance(choose(asked, hosts), Choice)

@@ -8,30 +8,37 @@ down_revision: str | None = "0001"
 branch_labels: str | None = None
 depends_on: str | None = None
 
-_TEXT = {"nullable": False, "server_default": ""}
-_JSON = {"nullable": False, "server_default": "{}"}
-_NUMBER = {"nullable": False, "server_default": "0"}
-_NO = {"nullable": False, "server_default": sa.false()}
+
+def _text(name: str, default: str = "") -> sa.Column[str]:
+    return sa.Column(name, sa.String(), nullable=False, server_default=default)
+
+
+def _json(name: str) -> sa.Column[object]:
+    return sa.Column(name, sa.JSON(), nullable=False, server_default="{}")
+
+
+def _no(name: str) -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false())
 
 
 def upgrade() -> None:
     with op.batch_alter_table("deployment") as deployment:
         deployment.add_column(sa.Column("rollout", sa.JSON(), nullable=True))
-        deployment.add_column(sa.Column("traffic", sa.JSON(), **_JSON))
-        deployment.add_column(sa.Column("durable", sa.JSON(), **_JSON))
+        deployment.add_column(_json("traffic"))
+        deployment.add_column(_json("durable"))
     with op.batch_alter_table("instance") as instance:
-        instance.add_column(sa.Column("durable", sa.JSON(), **_JSON))
+        instance.add_column(_json("durable"))
     with op.batch_alter_table("endpoint") as endpoint:
-        endpoint.add_column(sa.Column("launch", sa.Integer(), **_NUMBER))
+        endpoint.add_column(sa.Column("launch", sa.Integer(), nullable=False, server_default="0"))
     with op.batch_alter_table("host") as host:
-        host.add_column(sa.Column("maintenance", sa.String(), nullable=False, server_default="none"))
-        host.add_column(sa.Column("maintenance_message", sa.String(), **_TEXT))
+        host.add_column(_text("maintenance", "none"))
+        host.add_column(_text("maintenance_message"))
         host.add_column(sa.Column("lost_at", sa.DateTime(timezone=True), nullable=True))
-        host.add_column(sa.Column("replacement_paused", sa.Boolean(), **_NO))
-        host.add_column(sa.Column("durable", sa.JSON(), **_JSON))
+        host.add_column(_no("replacement_paused"))
+        host.add_column(_json("durable"))
     with op.batch_alter_table("gpu") as gpu:
-        gpu.add_column(sa.Column("cordoned", sa.Boolean(), **_NO))
-        gpu.add_column(sa.Column("cordon_reason", sa.String(), **_TEXT))
+        gpu.add_column(_no("cordoned"))
+        gpu.add_column(_text("cordon_reason"))
     op.create_table(
         "gpu_fault",
         sa.Column("gpu_uuid", sa.String(), nullable=False),
