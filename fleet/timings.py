@@ -33,5 +33,9 @@ class Timings(Record):
     """How often a canary is compared with the old revision while it bakes."""
     breaker_pause: timedelta = timedelta(seconds=60)
     """How often a host whose replacement is paused asks whether it may go on."""
+    drain_look: timedelta = timedelta(seconds=5)
+    """How soon a draining host looks who is left although nothing told it to; then twice as long each time, up to"""
+    longest_drain_look: timedelta = timedelta(seconds=60)
+    """this."""
     resync: timedelta = timedelta(minutes=10)
     """How often a deployment looks for children that ended without a word."""

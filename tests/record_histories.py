@@ -18,10 +18,13 @@ from temporalio.client import WorkflowHistory
 from temporalio.testing import WorkflowEnvironment
 
 from fleet import ids
+from fleet.rollouts import Steering
+from tests.workflows import test_breaker as breaker
 from tests.workflows import test_continue_as_new as as_new
 from tests.workflows import test_delete as deleting
 from tests.workflows import test_host as hosts
 from tests.workflows import test_lost_host as lost_host
+from tests.workflows import test_maintenance as maintenance
 from tests.workflows import test_operators as operators
 from tests.workflows import test_placement as placement
 from tests.workflows import test_recovery as recovery
@@ -53,6 +56,14 @@ class Scenario:
         return sorted(FOLDER.glob(f"{self.name}.json")) + sorted(FOLDER.glob(f"{self.name}.run*.json"))
 
 
+async def _promoted(world: World) -> None:
+    await rollout.test_baking_canary_survives_a_restart_of_everything_and_obeys_a_person(world, Steering.PROMOTE)
+
+
+async def _aborted(world: World) -> None:
+    await rollout.test_baking_canary_survives_a_restart_of_everything_and_obeys_a_person(world, Steering.ABORT)
+
+
 SCENARIOS = [
     Scenario("deployment/scaling", scaling.test_scaling_up_adds_and_scaling_down_removes_the_newest_slots),
     Scenario("deployment/labels_and_replicas", scaling.test_changing_labels_or_replicas_leaves_engines_alone),
@@ -62,9 +73,24 @@ SCENARIOS = [
         "deployment/replica_terminated_before_stop",
         scaling.test_replica_terminated_by_a_person_is_missed_at_once_when_it_should_stop,
     ),
-    Scenario("deployment/rollout", rollout.test_new_revision_replaces_replicas_one_at_a_time),
+    Scenario("deployment/rollout", rollout.test_new_revision_replaces_replicas_and_none_is_missing_meanwhile),
+    Scenario("deployment/rollout_failed", rollout.test_a_new_revision_that_fails_is_rolled_back_and_nobody_notices),
+    Scenario("deployment/rollout_without_room", rollout.test_rollout_goes_on_where_there_is_room_for_no_extra_replica),
+    Scenario("deployment/rollout_paused", rollout.test_paused_rollout_stays_until_it_is_resumed),
+    Scenario("deployment/recreate", rollout.test_recreate_never_runs_two_revisions_at_once),
+    Scenario("deployment/canary_bad", rollout.test_canary_that_answers_badly_is_rolled_back),
+    Scenario("deployment/canary_good", rollout.test_good_canary_is_promoted_when_it_has_baked),
+    Scenario("deployment/canary_promoted", _promoted),
+    Scenario("deployment/canary_aborted", _aborted),
+    Scenario("deployment/blue_green", rollout.test_blue_green_switches_all_requests_at_once),
+    Scenario("deployment/steering_refused", rollout.test_steering_what_does_not_move_is_refused),
+    Scenario("deployment/replica_replaced", rollout.test_replacing_an_instance_starts_the_new_one_first),
+    Scenario(
+        "deployment/replica_without_room_leaves",
+        rollout.test_instance_without_room_elsewhere_stays_until_its_deadline,
+    ),
     Scenario("deployment/rollout_changed_midway", rollout.test_second_change_during_a_rollout_leads_to_the_second),
-    Scenario("deployment/restart", rollout.test_restart_replaces_replicas_one_at_a_time_with_the_same_revision),
+    Scenario("deployment/restart", rollout.test_restart_replaces_replicas_with_the_same_revision),
     Scenario("deployment/delete", deleting.test_deleting_ends_the_workflow_and_all_projections),
     Scenario("deployment/delete_while_starting_many", deleting.test_deleting_many_of_which_half_were_started),
     Scenario(
@@ -134,6 +160,25 @@ SCENARIOS = [
     Scenario("host/lost_then_forgotten", hosts.test_lost_host_is_forgotten),
     Scenario("host/forgotten", hosts.test_forgotten_host_loses_its_lease),
     Scenario("host/cancelled", operators.test_cancelling_a_host_changes_nothing),
+    Scenario("host/drained", maintenance.test_drained_host_ends_empty_and_no_replica_was_missing),
+    Scenario("host/drain_without_room", maintenance.test_drain_without_room_elsewhere_keeps_serving_and_says_why),
+    Scenario("host/cordoned_and_resumed", maintenance.test_cordoned_host_keeps_what_it_has_and_takes_nothing_new),
+    Scenario("host/lost_while_draining", maintenance.test_host_lost_while_draining_is_lost_first_and_returns_cordoned),
+    Scenario(
+        "host/drain_continued_as_new",
+        maintenance.test_drain_goes_on_as_new_and_the_lease_is_taken_again,
+        short=True,
+    ),
+    Scenario(
+        "host/replacement_paused_and_approved",
+        breaker.test_replicas_of_a_host_that_is_lost_with_too_many_others_wait_for_approval,
+    ),
+    Scenario(
+        "host/replacement_paused_and_back",
+        breaker.test_host_that_returns_before_anybody_approved_goes_on_as_if_nothing_had_happened,
+    ),
+    Scenario("host/replacement_refused", breaker.test_approval_is_refused_when_nothing_waits_for_it),
+    Scenario("host/replacement_paused_continued_as_new", breaker.test_pause_survives_going_on_as_new, short=True),
     Scenario("host/continued_as_new", as_new.test_host_goes_on_and_takes_a_lease_again, short=True),
     Scenario(
         "host/registered_between_runs",

@@ -50,6 +50,11 @@ def eventually(check: Callable[[], T], *, within: float = 60.0, what: str = "", 
     raise AssertionError(f"{what or check} not within {within} s; last: {last!r}")
 
 
+def crowded() -> float:
+    """How many times longer than on an idle machine things may take: this one may have more to do than cores."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Process:
     """One of our processes, restartable, its output in a file."""
 

@@ -1,6 +1,7 @@
 #!/bin/sh
-# What the tests need of the system and cannot have from a Python package. Today that is Chromium alone, for the
-# tests of web pages (PostgreSQL comes with the 'test' extra). Never fails: what is missing is left out, and said.
+# What the tests need of the system and cannot have from a Python package: Chromium, for the tests of web pages, and
+# iproute2, for hosts that are cut off from the network (PostgreSQL comes with the 'test' extra). Never fails: what is
+# missing is left out, and said.
 set -u
 
 say() { echo "tests: $*"; }
@@ -24,12 +25,12 @@ apt() {
         -o Acquire::Retries=0 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o DPkg::Lock::Timeout=60 "$@"
 }
 
-install_chromium() {
+install() {
     log=$(mktemp) || return 1
     installed=1
-    if apt install --no-install-recommends chromium >"$log" 2>&1; then
+    if apt install --no-install-recommends "$1" >"$log" 2>&1; then
         installed=0
-    elif apt update >>"$log" 2>&1 && apt install --no-install-recommends chromium >>"$log" 2>&1; then
+    elif apt update >>"$log" 2>&1 && apt install --no-install-recommends "$1" >>"$log" 2>&1; then
         installed=0
     else
         tail -n 3 "$log" >&2
@@ -43,9 +44,19 @@ if found=$(find_chromium); then
 elif ! may_install; then
     say "Chromium is not here: tests of web pages are left out (it is installed only as root on Debian and Ubuntu;" \
         "install a package that has 'chromium' on the PATH to have them)"
-elif say "Chromium is not here: installing the package 'chromium'" && install_chromium; then
+elif say "Chromium is not here: installing the package 'chromium'" && install chromium; then
     say "Chromium: $(find_chromium)"
 else
     say "Chromium could not be installed (see above): tests of web pages are left out"
+fi
+
+if command -v ip >/dev/null; then
+    say "ip: $(command -v ip)"
+elif ! may_install; then
+    say "ip is not here: tests of hosts that are cut off are left out (they need root and the package iproute2)"
+elif say "ip is not here: installing the package 'iproute2'" && install iproute2; then
+    say "ip: $(command -v ip)"
+else
+    say "iproute2 could not be installed (see above): tests of hosts that are cut off are left out"
 fi
 exit 0

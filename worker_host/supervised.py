@@ -24,7 +24,7 @@ from worker_host.install import Engines, InstallFailed
 from worker_host.probes import EngineProbe, Refused, StartTimeout
 from worker_host.records import EngineRecord, Records, unpack
 from worker_host.reports import Reports
-from worker_host.runtime.process import ProcessRef, ProcessRuntime, free_port
+from worker_host.runtime.process import PORT, ProcessRef, ProcessRuntime, free_port
 from worker_host.task_token import Beat, TaskToken
 from worker_host.watch import EngineWatch, Hung
 
@@ -158,6 +158,7 @@ class SupervisedEngine:
         for other in self._tasks[1:]:
             other.cancel()  # they would write the record again
         self._parts.records.forget(self._record.launch.instance_id)
+        self._on_gone(self)  # at once: a token that comes now is for the next one
 
     async def _run(self) -> EngineExit:
         """Start or adopt, wait until ready, and on to the end."""
@@ -223,7 +224,9 @@ class SupervisedEngine:
         attempt = (self._parts.logs.latest(launch.instance_id) or 0) + 1
         self._save(process=None, port=port, attempt=attempt, suspended=False, ready_since=None, suspect=False)
         path = self._parts.logs.path(launch.instance_id, attempt)
-        process = self._parts.runtime.start(self._record.ref, command.argv, {**command.env, **env}, path)
+        process = self._parts.runtime.start(
+            self._record.ref, command.argv, {**command.env, **env, PORT: str(port)}, path
+        )
         self._save(process=process)
         self._parts.logs.prune(launch.instance_id)
         log.info("started %s, pid %d, attempt %d", self._record.ref, process.pid, attempt)

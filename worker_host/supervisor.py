@@ -9,6 +9,7 @@ from temporalio.exceptions import ApplicationError
 from fleet.instances import EngineLaunch
 from fleet.inventory import EngineRef
 from worker_host.records import EngineRecord, pack
+from worker_host.runtime.process import ProcessRef
 from worker_host.supervised import HostParts, SupervisedEngine
 
 log = logging.getLogger("holdfast.host")
@@ -46,9 +47,8 @@ class Supervisor:
             if known is not None:
                 known.stop(drain=False)
                 await known.gone()
-            await self._stop_strays_of(launch)
-            # A record of this engine may have been lost: whoever heard its reports must take ours for newer ones.
-            record = EngineRecord(launch=launch, token=pack(token), sequence=int(time.time() * 1000))
+            record = await asyncio.to_thread(self._new_record, launch, token)
+            await self._stop_strays_of(launch, keep=record.process)
             self._parts.records.save(record)
             self._begin(record)
 
@@ -106,14 +106,25 @@ class Supervisor:
             return
         await self._stop_strays({ref})
 
-    async def _stop_strays_of(self, launch: EngineLaunch) -> None:
-        """Processes of this instance that no record speaks of: their ports are forgotten, so they are of no use."""
+    def _new_record(self, launch: EngineLaunch, token: bytes) -> EngineRecord:
+        """With the engine's process, if it runs here already and its record was lost."""
+        # Whoever heard the reports of a lost record must take ours for newer ones.
+        record = EngineRecord(launch=launch, token=pack(token), sequence=int(time.time() * 1000))
+        process = self._parts.runtime.find(record.ref)
+        port = self._parts.runtime.port(process) if process is not None else None
+        if port is None:
+            return record
+        attempt = self._parts.logs.latest(launch.instance_id) or 1
+        return record.with_(process=process, port=port, attempt=attempt)
+
+    async def _stop_strays_of(self, launch: EngineLaunch, keep: ProcessRef | None) -> None:
+        """Processes of this instance that no record speaks of."""
         everything = await asyncio.to_thread(self._parts.runtime.all)
         strays = {r for r, _ in everything if r.instance_id == launch.instance_id and r.fence <= launch.fence}
-        await self._stop_strays(strays)
+        await self._stop_strays(strays, keep)
 
-    async def _stop_strays(self, refs: set[EngineRef]) -> None:
+    async def _stop_strays(self, refs: set[EngineRef], keep: ProcessRef | None = None) -> None:
         for ref, process in await asyncio.to_thread(self._parts.runtime.all):
-            if ref in refs:
+            if ref in refs and process != keep:
                 self._parts.runtime.kill(process)
                 await self._parts.runtime.wait(process)

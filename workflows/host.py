@@ -42,9 +42,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows.projection import Numbers
 
 FOREVER = timedelta(days=3650)
-FIRST_LOOK = timedelta(seconds=5)
-LONGEST_LOOK = timedelta(seconds=60)
-"""How often a draining host looks who is left although nothing told it to: soon at first, when most changes."""
+ANSWER_WITHIN = timedelta(seconds=10)
+"""What a controller was asked when it was killed is asked again after that."""
 _ONCE = RetryPolicy(maximum_attempts=1)
 _RECORD = workflow.LocalActivityConfig(
     start_to_close_timeout=timedelta(seconds=10),
@@ -69,7 +68,7 @@ class HostWorkflow:
         # What follows is not carried over: the next run just asks and looks once more.
         self._breaker_due = True
         self._next_look: datetime | None = None
-        self._look_pause = FIRST_LOOK
+        self._look_pause = host.timings.drain_look
         self._asked_to_leave: set[str] = set()
 
     @workflow.run
@@ -227,7 +226,7 @@ class HostWorkflow:
         return await workflow.execute_activity_method(
             BreakerContract.may_replace,
             HostId(host_id=self._host.host_id),
-            start_to_close_timeout=timedelta(seconds=30),
+            start_to_close_timeout=ANSWER_WITHIN,
             summary=f"is it only {self._host.name}, or are too many hosts unhealthy at once?",
         )
 
@@ -251,7 +250,7 @@ class HostWorkflow:
         return self._next_look - workflow.now()
 
     def _look_from_scratch(self) -> None:
-        self._next_look, self._look_pause = None, FIRST_LOOK
+        self._next_look, self._look_pause = None, self._host.timings.drain_look
         self._asked_to_leave.clear()
 
     async def _look_who_is_left(self) -> None:
@@ -260,7 +259,7 @@ class HostWorkflow:
         if self._next_look is not None:  # nothing told us to look: should a word of ours have been lost, say it again
             self._asked_to_leave.clear()
         self._next_look = workflow.now() + self._jittered(self._look_pause)
-        self._look_pause = min(2 * self._look_pause, LONGEST_LOOK)
+        self._look_pause = min(2 * self._look_pause, self._host.timings.longest_drain_look)
         found = await self._who_is_here()
         if self._host.wanted != level:
             return
@@ -294,7 +293,7 @@ class HostWorkflow:
         return await workflow.execute_activity_method(
             FleetContract.instances_on_host,
             HostId(host_id=self._host.host_id),
-            start_to_close_timeout=timedelta(seconds=30),
+            start_to_close_timeout=ANSWER_WITHIN,
             summary=f"who is on {self._host.name}?",
         )
 

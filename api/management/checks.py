@@ -17,7 +17,9 @@ async def check_spec(services: Services, spec: DeploymentSpec) -> tuple[str, str
             field=f"spec.engine_args.{index}",
             hint=remedy,
         )
-    hosts = await services.database.aread(lambda s: ready_hosts(s, ""))
+    selector = spec.placement.host_selector.items()
+    ready = await services.database.aread(lambda s: ready_hosts(s, ""))
+    hosts = [h for h in ready if all(h.view.labels.get(k) == v for k, v in selector)]
     version = _version(adapter.name, spec.engine_version, adapter.default_version, hosts)
     facts = await services.files.on([h.address for h in hosts], spec.model.path)
     _check_file(spec, hosts, {k: v for k, v in facts.items() if v is not None})

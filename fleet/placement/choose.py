@@ -8,6 +8,8 @@ from fleet.inventory import AcceleratorKind, EngineBuild
 from fleet.placement.request import Placement, PlacementRequest, Unplaceable
 from fleet.sizing.estimate import replica_memory
 
+_EXCLUDED = "excluded after failures there, and others could run it (a restart of the deployment forgets that)"
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -82,7 +84,7 @@ def choose(request: PlacementRequest, hosts: Sequence[HostView]) -> Choice | Unp
     options: list[tuple[tuple[bool, int, int, str], Choice]] = []
     reasons: list[str] = []
     for host in hosts:
-        verdict = "excluded after failures there" if host.host_id in excluded else _fit(request, host)
+        verdict = _EXCLUDED if host.host_id in excluded else _fit(request, host)
         if isinstance(verdict, str):
             reasons.append(f"{host.name}: {verdict}")
         else:

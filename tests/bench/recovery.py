@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from fleet.engines.catalog import resolve
@@ -70,11 +70,11 @@ def engine_killed(stack: Stack, checker: Checker, rounds: int) -> None:
     with steady_load(stack, "smol") as load:
         for _ in range(rounds):
             victim = engines(stack)[0]
-            at = _since_boot()
+            at = time.monotonic()
             os.kill(victim.pid, signal.SIGKILL)
-            started.append(_executed_at(_next_of(stack, victim).pid) - at)
+            started.append(_next_of(stack, victim).began - at)
             eventually(lambda v=victim: _routed_again(checker, v), within=30, what="ready")  # type: ignore[misc]
-            ready.append(_since_boot() - at)
+            ready.append(time.monotonic() - at)
             checker.settled()
     _print_times("engine_killed_to_started", started, ENGINE_RESTARTED_S)
     _print_times("engine_killed_to_ready", ready, ENGINE_RESTARTED_S)
@@ -115,11 +115,11 @@ def host_gone(stack: Stack, checker: Checker) -> None:
     lost = stack.host("b")["id"]
     victims = [e for e in engines(stack) if e.host_id == lost]
     with steady_load(stack, "smol") as load:
-        at = _since_boot()
+        at = time.monotonic()
         stack.hosts["b"].kill()
         for victim in victims:
             os.kill(victim.pid, signal.SIGKILL)
-        started = [_executed_at(_next_of(stack, v, within=90).pid) - at for v in victims]
+        started = [_next_of(stack, v, within=90).began - at for v in victims]
         _print_times("host_gone_to_started_elsewhere", started, HOST_REPLACED_S)
         stack.hosts["b"].start()
         checker.settled()
@@ -127,15 +127,13 @@ def host_gone(stack: Stack, checker: Checker) -> None:
 
 
 def temporal_killed(stack: Stack, checker: Checker) -> None:
+    def change() -> bool:
+        return stack.http.patch("/deployments/smol", json={"labels": {"after": "kill"}}).is_success
+
     with steady_load(stack, "smol") as load:
         stack.temporal.kill()
         at = time.monotonic()
         stack.temporal.start()
-        change: Callable[[], bool] = lambda: (
-            stack.http.patch(  # noqa: E731
-                "/deployments/smol", json={"labels": {"after": "kill"}}
-            ).is_success
-        )
         eventually(change, within=60, what="a change is taken")
         _print("temporal_killed_to_change_taken", time.monotonic() - at, "s", CHANGE_TAKEN_S)
         checker.settled()
@@ -160,16 +158,6 @@ def _routed(checker: Checker, engine: Engine) -> bool:
 def _routed_again(checker: Checker, old: Engine) -> bool:
     endpoints = checker.books().endpoints
     return any(e.instance_id == old.instance_id and e.fence > old.fence and e.state == "ready" for e in endpoints)
-
-
-def _since_boot() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _executed_at(pid: int) -> float:
-    """Seconds since boot, in steps of a clock tick (10 ms)."""
-    stat = Path(f"/proc/{pid}/stat").read_bytes()
-    return int(stat.rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _print_times(metric: str, seconds: Iterable[float], vs: float | None) -> None:

@@ -1,11 +1,13 @@
 """What must hold of a Holdfast, seen from outside: in its database, and in the processes of its hosts."""
 
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -35,6 +37,8 @@ class Engine:
     fence: int
     host_id: str
     gpus: tuple[str, ...] = ()
+    began: float = field(default=0.0, compare=False)
+    """By ``time.monotonic``, in steps of a clock tick (10 ms)."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -69,18 +73,25 @@ def engines(stack: Stack) -> list[Engine]:
     for pid in stack.engine_pids():
         try:
             process = psutil.Process(pid)
-            env, parent = process.environ(), process.ppid()
+            env = process.environ()
+            if "HOLDFAST_ENGINE_FENCE" in env:
+                found[pid] = (process.ppid(), _engine(pid, env))
         except (psutil.Error, OSError):
             continue
-        if "HOLDFAST_ENGINE_FENCE" in env:
-            found[pid] = (parent, _engine(pid, env))
     return [engine for parent, engine in found.values() if parent not in found]
 
 
 def _engine(pid: int, env: dict[str, str]) -> Engine:
     fence = int(env["HOLDFAST_ENGINE_FENCE"])
     gpus = tuple(filter(None, env.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-    return Engine(pid, env["HOLDFAST_ENGINE_INSTANCE"], fence, env["HOLDFAST_ENGINE_HOST"], gpus)
+    return Engine(pid, env["HOLDFAST_ENGINE_INSTANCE"], fence, env["HOLDFAST_ENGINE_HOST"], gpus, _began(pid))
+
+
+def _began(pid: int) -> float:
+    """``/proc`` counts from the boot of the machine, with the time that it slept."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    slept = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return round(ticks / os.sysconf("SC_CLK_TCK") - slept, 2)
 
 
 # -- at every moment ---------------------------------------------------------------------------------------------

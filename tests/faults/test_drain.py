@@ -152,5 +152,5 @@ def test_one_instance_is_replaced_under_load(stack: Stack, small_model: Path) ->
         stack.ok(stack.http.post(f"/instances/{old['id']}/drain", json={"reason": "test"}))
         eventually(lambda: old["id"] not in [i["id"] for i in stack.instances("smol")], within=90, what="replaced")
         stack.until_ready("smol")
-    load.assert_unharmed()
+    load.assert_unharmed(at_least=5)
     assert old["pid"] not in stack.engine_pids()

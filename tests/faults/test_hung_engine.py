@@ -145,7 +145,8 @@ def test_engine_that_answers_and_does_not_get_on_is_replaced_as_hung(stack: Stac
     stack.add_host("b", HOLDFAST_LLAMA_SERVER=str(binary), HOLDFAST_HOST_LABELS='{"engine": "fake"}')
     (tmp_path / "busy").touch()
     health = {"stall_timeout_s": 6, "idle_probe_s": 0}
-    stack.deploy("stuck", str(model), health=health, placement={"host_selector": {"engine": "fake"}})
+    selector = {"host_selector": {"engine": "fake"}}
+    stack.deploy("stuck", str(model), engine_version="1-fake", health=health, placement=selector)
     stack.until_ready("stuck")
     at = time.monotonic()
     [before] = stack.instances("stuck")

@@ -172,40 +172,49 @@ def test_a_write_during_which_the_api_is_killed_is_done_whole_or_not_and_its_rep
         "placement": {"host_selector": {"no": "such"}},
     }
     interrupted = []
-    apis = iter(stack.start_more_apis(2 * len(KILLED_AFTER_S)))
-    names = [f"write-{n}" for n in range(len(KILLED_AFTER_S))]
-    for name, after in zip(names, KILLED_AFTER_S, strict=True):
+    apis = iter(stack.start_more_apis(3 * len(KILLED_AFTER_S)))
+    for n, after in enumerate(KILLED_AFTER_S):
+        name = f"write-{n}"
         body = {"name": name, "labels": {"n": name}, "spec": spec}
-        create = Request("POST", "/deployments", {"json": body, "headers": {"idempotency-key": name}})
+        create = Request("POST", "/deployments", name, body)
         interrupted.append(not _answers_before_its_end(*next(apis), stack, create, after))
         _assert_whole_or_not(stack, name, spec)
-        answers = [create.send(stack.http) for _ in range(2)]
-        assert [a.status_code for a in answers] == [201, 201]
-        assert {a.json()["status"]["generation"] for a in answers} == {1}
+        assert _sent_twice(stack, create) == [(201, 1)] * 2
+        eventually(lambda n=name: len(stack.instances(n)) == 2, what="two replicas")  # type: ignore[misc]
 
-        change = Request("PATCH", f"/deployments/{name}", {"json": {"labels": {"n": "x"}, "spec": {"replicas": 1}}})
+        change = Request("PATCH", f"/deployments/{name}", "c", {"labels": {"n": "x"}, "spec": {"replicas": 0}})
         interrupted.append(not _answers_before_its_end(*next(apis), stack, change, after))
-        changed = stack.ok(change.send(stack.http))
-        assert changed["status"]["generation"] == 2, "twice the same change is one"
-        assert (changed["labels"], changed["spec"]["replicas"]) == ({"n": "x"}, 1)
+        assert _sent_twice(stack, change) == [(200, 2)] * 2
+        changed = stack.deployment(name)
+        assert (changed["labels"], changed["spec"]["replicas"]) == ({"n": "x"}, 0)
+
+        restart = Request("POST", f"/deployments/{name}/restart", "r")
+        interrupted.append(not _answers_before_its_end(*next(apis), stack, restart, after))
+        assert _sent_twice(stack, restart) == [(202, 3)] * 2
     assert any(interrupted), "no kill came before an answer"
     assert not all(interrupted), "no answer came before a kill"
-    one_each = dict.fromkeys(names, 1)
-    eventually(lambda: _replicas_of(stack) == one_each, within=60, what="one replica of each")
-    assert {d["name"] for d in stack.ok(stack.http.get("/deployments"))["items"]} == set(names)
+    assert len(stack.ok(stack.http.get("/deployments"))["items"]) == len(KILLED_AFTER_S)
+    eventually(lambda: stack.instances() == [], what="nothing is left of what was scaled to nothing")
     stack.delete_everything()
-    assert stack.instances() == []
 
 
 @dataclass(frozen=True)
 class Request:
     method: str
     path: str
-    more: dict[str, Any]
+    key: str
+    body: Any = None
 
     def send(self, http: httpx.Client, url: str = "") -> httpx.Response:
         """``url``: of another API than the client's own."""
-        return http.request(self.method, f"{url}/api/v1{self.path}" if url else self.path, **self.more)
+        path = f"{url}/api/v1{self.path}" if url else self.path
+        return http.request(self.method, path, json=self.body, headers={"idempotency-key": self.key})
+
+
+def _sent_twice(stack: Stack, request: Request) -> list[tuple[int, int]]:
+    """Status and generation of both answers."""
+    answers = [request.send(stack.http) for _ in range(2)]
+    return [(a.status_code, stack.ok(a)["status"]["generation"]) for a in answers]
 
 
 def _answers_before_its_end(api: Process, url: str, stack: Stack, request: Request, after: float | None) -> bool:
@@ -232,10 +241,3 @@ def _assert_whole_or_not(stack: Stack, name: str, spec: dict[str, Any]) -> None:
     assert there["labels"] == {"n": name}
     assert there["spec"]["replicas"] == spec["replicas"]
     assert there["spec"]["placement"]["host_selector"] == spec["placement"]["host_selector"]
-
-
-def _replicas_of(stack: Stack) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for instance in stack.instances():
-        counts[instance["deployment"]] = counts.get(instance["deployment"], 0) + 1
-    return counts

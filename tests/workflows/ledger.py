@@ -85,6 +85,7 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
         self.others: list[HostHealth] = []
         """Hosts of which the breaker knows, besides those of the test."""
         self.asked_the_breaker: list[str] = []
+        self.asked_who_is_there: list[str] = []
         self.answers = asyncio.Event()
         """Cleared: claims are made, but the answers to ``place_instance`` are held back."""
         self.answers.set()
@@ -234,6 +235,7 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
 
     @activity.defn(name="instances_on_host")
     async def instances_on_host(self, host: HostId) -> Occupants:
+        self.asked_who_is_there.append(host.host_id)
         await self.tells_hosts.wait()
         held = (c for c in self.claims if c.placement.host_id == host.host_id and c.state is not ClaimState.RELEASING)
         here = {c.instance_id for c in held}

@@ -12,6 +12,7 @@ from workflows.host import HostWorkflow
 DRAIN = Maintain(mode=Upkeep.DRAIN, reason="new disk")
 CORDON = Maintain(mode=Upkeep.CORDON)
 RESUME = Maintain()
+LOOKS_OFTEN = QUICK.model_copy(update={"drain_look": timedelta(milliseconds=100)})
 
 
 async def ask(world: World, host: FakeHost, level: Maintain) -> int:
@@ -54,7 +55,9 @@ async def test_cordoned_host_keeps_what_it_has_and_takes_nothing_new(world: Worl
 
 
 async def test_drain_without_room_elsewhere_keeps_serving_and_says_why(world: World) -> None:
-    host = await world.add_host(registered=True)
+    host = await world.add_host()
+    await world.register(host, LOOKS_OFTEN)
+    await world.until(lambda: host.holds_lease, "lease")
     name = await world.deploy_ready(1)
     await ask(world, host, DRAIN)
     await world.until(lambda: "no host has room" in known(world, host).maintenance_message, "it says why")
@@ -104,7 +107,9 @@ async def test_claim_made_in_the_moment_of_draining_leaves_too(world: World) -> 
 
 async def test_host_finds_out_by_itself_that_it_is_empty(world: World) -> None:
     """The word of claims that were given back was lost with a controller."""
-    first = await world.add_host(registered=True)
+    first = await world.add_host()
+    await world.register(first, LOOKS_OFTEN)
+    await world.until(lambda: first.holds_lease, "lease")
     await world.deploy_ready(1)
     second = await world.add_host(registered=True)
     world.fleet.tells_of_claims = False
@@ -118,7 +123,7 @@ async def test_drained_host_that_is_resumed_serves_who_waits(world: World) -> No
     await ask(world, host, DRAIN)
     await until(world, host, Maintenance.DRAINED)
     name = await world.deploy(1)
-    await world.until_phase(name, "pending")
+    await world.until(lambda: [i.state for i in world.fleet.of(name)] == ["pending"], "one that waits for word")
     await ask(world, host, RESUME)
     await world.until_ready(name)
     assert known(world, host).maintenance_message == ""
@@ -183,9 +188,9 @@ async def test_drain_survives_a_controller_that_is_killed_in_it(world: World) ->
     await world.add_host(registered=True)
     world.fleet.tells_hosts.clear()
     await ask(world, first, DRAIN)
-    await until(world, first, Maintenance.DRAINING)
-    world.fleet.tells_hosts.set()
+    await world.until(lambda: world.fleet.asked_who_is_there == [first.host_id], "it looks who is left")
     await world.restart_controller()
+    world.fleet.tells_hosts.set()
     await until(world, first, Maintenance.DRAINED)
     await world.until_ready(name, 2)
     assert len(world.fleet.timeline) == 4, "each was replaced once"

@@ -37,6 +37,8 @@ QUICK = Timings(
     place_retry=timedelta(hours=1),
     lease_heartbeat=timedelta(milliseconds=700),
     lease_grace=timedelta(milliseconds=600),
+    drain_look=timedelta(hours=1),
+    longest_drain_look=timedelta(hours=1),
     surge_patience=timedelta(milliseconds=100),
 )
 """Nothing that a test wants to see waits long; what it does not want to see (asking again by itself) takes hours."""
@@ -92,6 +94,8 @@ class World:
             workflow_runner=workflow_runner(),
             workflow_failure_exception_types=[Exception],
             identity=f"{IDENTITY}-controller",
+            # As the controller: what waits for one that is gone is soon given to the next.
+            sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
         )
 
     async def restart_controller(self) -> None:

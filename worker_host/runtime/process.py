@@ -16,6 +16,8 @@ from fleet.model import Record
 _HANDED_DOWN = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 """Of our environment. Everything else stays with us: it holds tokens and keys."""
 _HOST, _INSTANCE, _FENCE = "HOLDFAST_ENGINE_HOST", "HOLDFAST_ENGINE_INSTANCE", "HOLDFAST_ENGINE_FENCE"
+PORT = "HOLDFAST_ENGINE_PORT"
+"""In the environment of an engine: where it listens, should its record be lost."""
 _EXIT_POLL_S = 0.5
 """Only where the system has no pidfd."""
 
@@ -71,6 +73,14 @@ class ProcessRuntime:
             found[process.pid] = (parent, engine, ProcessRef(pid=process.pid, began=_began(process.pid) or ""))
         # Labels are inherited. One whose parent has gone counts: it still holds memory.
         return [(engine, ref) for parent, engine, ref in found.values() if parent not in found]
+
+    def port(self, ref: ProcessRef) -> int | None:
+        """Where it was told to listen; None when it was not told by ``PORT``."""
+        try:
+            said = psutil.Process(ref.pid).environ().get(PORT, "")
+        except (psutil.Error, OSError):
+            return None
+        return int(said) if said.isascii() and said.isdigit() else None
 
     def alive(self, ref: ProcessRef) -> bool:
         child = self._children.get(ref)

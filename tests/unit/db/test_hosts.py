@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlmodel import Session, select
 
-from fleet.db import claims, gpus
+from fleet.db import claims, gpus, registry
 from fleet.db.hosts import ReadyHost, ready_hosts, record_state, save_registration
 from fleet.db.session import Database
 from fleet.db.tables import GpuRow, HostRow
@@ -208,3 +208,22 @@ def _free(found: ReadyHost) -> tuple[int, list[tuple[str, int]], int]:
 
 def _all(session: Session) -> tuple[list[str], list[str]]:
     return list(session.exec(select(HostRow.id)).all()), list(session.exec(select(GpuRow.uuid)).all())
+
+
+def test_gateways_hear_of_it_when_the_state_of_a_host_changes(database: Database) -> None:
+    joined(database, "h1")
+    heard = []
+    states = (HostState.READY, HostState.READY, HostState.SUSPECT, HostState.SUSPECT, HostState.READY, HostState.LOST)
+    for projection, state in enumerate((*states, HostState.FORGOTTEN), 1):
+        before = database.read(registry.version)
+        database.write(lambda s, n=projection, to=state: record_state(s, "h1", to, "", n))  # type: ignore[misc]
+        heard.append(database.read(registry.version) > before)
+    assert heard[1:] == [False, True, False, True, True, True]
+
+
+def test_gateways_do_not_hear_of_what_is_out_of_date(database: Database) -> None:
+    joined(database, "h1")
+    database.write(lambda s: record_state(s, "h1", HostState.READY, "", 5))
+    before = database.read(registry.version)
+    database.write(lambda s: record_state(s, "h1", HostState.SUSPECT, "", 4))
+    assert database.read(registry.version) == before

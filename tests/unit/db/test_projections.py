@@ -137,6 +137,29 @@ def test_gateways_are_not_woken_when_nothing_of_theirs_changed(database: Databas
     assert (version, endpoint["state"]) == (1, EndpointState.READY)
 
 
+def test_suspect_instance_stays_published_as_suspect(database: Database) -> None:
+    record(database, instance(1, InstanceState.READY))
+    record(database, instance(2, InstanceState.SUSPECT))
+    version, [endpoint] = _registry_and_endpoints(database)
+    assert (version, endpoint["state"]) == (2, EndpointState.SUSPECT)
+    record(database, instance(3, InstanceState.READY))
+    version, [endpoint] = _registry_and_endpoints(database)
+    assert (version, endpoint["state"]) == (3, EndpointState.READY)
+
+
+def test_gateways_hear_when_the_shares_of_a_deployment_change(database: Database) -> None:
+    record_deployment(database, deployment(1))
+    made = database.read(registry.version)
+    record_deployment(database, deployment(2, phase="ready"))
+    assert database.read(registry.version) == made
+    record_deployment(database, deployment(3, traffic={"1": 90, "2": 10}))
+    assert database.read(registry.version) == made + 1
+    record_deployment(database, deployment(4, traffic={"1": 90, "2": 10}))
+    assert database.read(registry.version) == made + 1
+    record_deployment(database, deployment(5, desired_replicas=0))
+    assert database.read(registry.version) == made + 2
+
+
 def test_draining_instance_stays_published_as_draining(database: Database) -> None:
     record(database, instance(1, InstanceState.READY))
     record(database, instance(2, InstanceState.DRAINING))

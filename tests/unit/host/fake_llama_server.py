@@ -2,9 +2,10 @@
 
 Run with the standard library only. Next to the model file, ``starts`` gets a line with each pid. While one of these
 exists there, too, the server: ``busy`` says that it works on a request, ``dumb`` gives no metrics, ``stuck`` finishes
-no request. ``decodes`` holds how far it has got.
+no request. ``decodes`` holds how far it has got. ``--fail-requests-after N``: answers N requests, and 500 from then on.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -13,9 +14,17 @@ import sys
 import threading
 import time
 
+requests = itertools.count(1)
+fails_after = float("inf")
+
 
 def main() -> None:
+    global fails_after  # noqa: PLW0603
+    if "--version" in sys.argv:
+        print("version: 1 (fake)")
+        return
     flags = dict(zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True))
+    fails_after = float(flags.get("--fail-requests-after", "inf"))
     model, folder = os.path.basename(flags["--model"]), os.path.dirname(flags["--model"])  # noqa: PTH119, PTH120
     print(f"loading {model} with token {os.environ.get('TOKEN', 'none')}", flush=True)
     with open(os.path.join(folder, "starts"), "a") as starts:  # noqa: PTH118, PTH123
@@ -64,6 +73,8 @@ def answer(connection: socket.socket, model: str, folder: str, began: float) -> 
             time.sleep(3600)
         if path == "/v1/completions" and model.startswith("picky"):
             status, body = 400, '{"error": {"message": "this model has no words"}}'
+        if path == "/v1/completions" and next(requests) > fails_after:
+            status, body = 500, '{"error": {"message": "out of ideas"}}'
         if path == "/metrics":
             busy, decodes = int(there(folder, "busy")), there(folder, "decodes") or 1
             body = f"# TYPE\nllamacpp:requests_processing {busy}\nllamacpp:requests_deferred 0\n"

@@ -23,7 +23,7 @@ SECOND = b"second token"
     [
         *(
             pytest.param(not_wanted(reason), id=reason)
-            for reason in ("paused", "reset", "timed_out", "worker_shutdown")
+            for reason in ("paused", "reset", "timed_out", "worker_shutdown", "not_found")
         ),
         pytest.param(DOWN, id="temporal is down"),
     ],
@@ -190,20 +190,24 @@ async def test_crash_before_the_process_was_started_starts_it(world: World) -> N
 
 
 @pytest.mark.parametrize("garbage", [b"", b"{", b"\xff\xfe\x00garbage", b'{"launch": 1}'])
-async def test_record_that_cannot_be_read_costs_a_restart_and_not_the_host(world: World, garbage: bytes) -> None:
+async def test_record_that_cannot_be_read_costs_neither_the_engine_nor_the_host(world: World, garbage: bytes) -> None:
     old = await world.serving()
+    await eventually(lambda: world.control_plane.phases()[-1:] == [EnginePhase.READY])
     await world.supervisor.let_go()
     heard = max(r.sequence for r in world.control_plane.reports)
+    url = world.control_plane.reports[-1].url
     [path] = (world.folder / "host" / "engines").glob("*.json")
     path.write_bytes(garbage)
     await world.restart()
     assert not path.exists()
     assert world.supervisor.running() == [EngineRef(instance_id=INSTANCE, fence=1)], "its memory is in use"
-    new = await world.serving(token=SECOND)
-    assert not world.alive(old)
-    assert [process for _, process in world.running()] == [new]
-    newest = await eventually(lambda: [r for r in world.control_plane.reports if r.pid == new.pid])
-    assert all(r.sequence > heard for r in newest), "else nobody would believe them"
+    assert await world.serving(token=SECOND) == old
+    assert world.starts() == [old.pid]
+    report = await eventually(lambda: [r for r in world.control_plane.reports if r.sequence > heard])
+    assert (report[-1].phase, report[-1].pid, report[-1].url) == (EnginePhase.READY, old.pid, url)
+    os.kill(old.pid, signal.SIGKILL)
+    [error] = await eventually(lambda: world.temporal.failures[SECOND], what="it is watched as any other")
+    assert "loading fine" in EngineExit.model_validate(error.details[0]).log_tail
 
 
 # -- suspended: this host was told to end, and its engines with it -------------------------------------------------
@@ -319,6 +323,15 @@ async def test_strays_that_no_record_speaks_of_are_seen_and_stopped(world: World
     assert runtime.alive(process)
     await world.supervisor.keep_only(set(), at_once=True)
     assert not runtime.alive(process)
+
+
+async def test_stray_whose_port_nobody_knows_is_replaced(world: World, runtime: ProcessRuntime) -> None:
+    same = EngineRef(instance_id=INSTANCE, fence=1)
+    stray = runtime.start(same, ("/bin/sleep", "60"), {}, world.folder / "stray.log")
+    await eventually(lambda: runtime.find(same))
+    new = await world.serving()
+    assert not runtime.alive(stray)
+    assert [process for _, process in world.running()] == [new]
 
 
 async def test_stray_under_an_older_fence_is_stopped_before_the_new_engine_starts(
