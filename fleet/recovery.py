@@ -54,6 +54,14 @@ def approved(instance: Instance) -> Instance:
     )
 
 
+def lapsed(instance: Instance, now: datetime) -> Instance:
+    """Without exclusions that are older than the window of its budget: the host may be well again."""
+    last = max(instance.failed_at, default=None)
+    if not instance.excluded_hosts or (last is not None and now - last < timedelta(seconds=instance.restart.window_s)):
+        return instance
+    return instance.with_(host_failures={}, excluded_hosts=())
+
+
 def _cleared_if_stable(instance: Instance, now: datetime) -> Instance:
     since = instance.ready_since
     stable = since is not None and now - since >= instance.timings.stable_after

@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     """When more than this share of all hosts (and more than one) turn unhealthy within ``breaker_window_s``, nothing is
     replaced any more until a person approves: then the fault is probably not theirs."""
     breaker_window_s: int = Field(default=300, ge=1)
+    """Seconds in which hosts that turn unhealthy count together for ``breaker_share``."""
 
     host_name: str = ""
     """Name of this host; empty: the machine's host name."""

@@ -102,7 +102,7 @@ SCENARIOS = [
     Scenario("deployment/continued_as_new", as_new.test_deployment_goes_on_and_its_instances_survive, short=True),
     Scenario("instance/stop", lost_host.test_memory_is_free_once_the_host_says_that_the_engine_is_gone),
     Scenario("instance/crash", recovery.test_crashed_engine_is_started_again_at_once_under_a_higher_fence),
-    Scenario("instance/back_off", recovery.test_pauses_between_failures_double_up_to_the_longest),
+    Scenario("instance/back_off", recovery.test_pauses_between_failures_grow_fourfold_up_to_the_longest),
     Scenario("instance/stop_while_backing_off", recovery.test_instance_told_to_stop_while_it_backs_off_ends_at_once),
     Scenario("instance/failed", deleting.test_deleting_what_has_failed),
     Scenario("instance/clean_record", recovery.test_record_is_clean_after_serving_long_enough),

@@ -58,7 +58,11 @@ def unpack(token: str) -> bytes:
 
 
 class Records:
-    """Files below ``<home>/hosts/<name>``."""
+    """Files below ``<home>/hosts/<name>``.
+
+    When the disk is full, engines are looked after from memory. The next host process then does not know them, and
+    they are asked for again: better than what an old file says of processes that have gone.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._engines = folder / "engines"
@@ -80,7 +84,7 @@ class Records:
         return found
 
     def save(self, record: EngineRecord) -> None:
-        write_atomically(self._path(record.launch.instance_id), record.model_dump_json())
+        _write_or_remove(self._path(record.launch.instance_id), record)
 
     def forget(self, instance_id: str) -> None:
         self._path(instance_id).unlink(missing_ok=True)
@@ -95,7 +99,15 @@ class Records:
         if record is None:
             self._lease.unlink(missing_ok=True)
         else:
-            write_atomically(self._lease, record.model_dump_json())
+            _write_or_remove(self._lease, record)
 
     def _path(self, instance_id: str) -> Path:
         return self._engines / f"{instance_id.replace('/', '@')}.json"
+
+
+def _write_or_remove(path: Path, record: Record) -> None:
+    try:
+        write_atomically(path, record.model_dump_json())
+    except OSError as error:
+        log.error("cannot write %s: %s", path, error)
+        path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from fleet.inventory import EngineRef
     from fleet.placement.request import Placement
-    from fleet.recovery import after_failure, approved
+    from fleet.recovery import after_failure, approved, lapsed
     from fleet.states import InstanceState
     from fleet.temporal import DEPLOYMENT, HOST, KIND, MODEL, REVISION, STATE
     from workflows.handles import let_go
@@ -130,7 +130,8 @@ class InstanceWorkflow:
 
     async def _place(self) -> None:
         fence = self._instance.fence + 1
-        self._instance = self._instance.with_(state=InstanceState.PLACING, fence=fence, retry_at=None)
+        instance = lapsed(self._instance, workflow.now())
+        self._instance = instance.with_(state=InstanceState.PLACING, fence=fence, retry_at=None)
         self._capacity_changed = False
         self._lost_hosts.clear()
         answer = await workflow.execute_activity_method(

@@ -53,7 +53,8 @@ class LlamaCpp:
         ("not_found", r"failed to open GGUF file|No such file or directory.*\.gguf"),
         (
             "corrupt_file",
-            r"invalid magic|failed to read magic|gguf_init_from_file.*(failed|invalid)|tensor data is not within",
+            r"invalid magic|gguf_init_from_\w+: failed to read|gguf_init_from_file.*(failed|invalid)"
+            r"|failed to read magic|tensor data is not within",
         ),
         ("unsupported_arch", r"unknown model architecture"),
         ("port", r"couldn't bind HTTP server socket|bind.*address already in use"),

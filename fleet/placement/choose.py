@@ -8,7 +8,7 @@ from fleet.inventory import AcceleratorKind, EngineBuild
 from fleet.placement.request import Placement, PlacementRequest, Unplaceable
 from fleet.sizing.estimate import replica_memory
 
-_EXCLUDED = "excluded after failures there, and others could run it (a restart of the deployment forgets that)"
+_EXCLUDED = "excluded after failures there, and others could run it (forgotten after a while, or by `holdfast restart`)"
 
 
 @dataclass(frozen=True)

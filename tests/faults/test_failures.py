@@ -40,7 +40,7 @@ done
 case "$MISHAP" in
     crash) if [ -e "$flag" ]; then echo 'something is wrong'; exit 3; fi ;;
     model_deleted) case "$model" in */soon-gone.gguf) rm "$model" ;; esac ;;
-    disk_full) echo 'a cache of compiled kernels' >/dev/full || exit 1 ;;
+    disk_full) cp /proc/cpuinfo /dev/full || exit 1 ;;
     port_taken)
         if [ ! -e "$flag" ]; then
             touch "$flag"
@@ -154,9 +154,13 @@ def test_model_deleted_between_placement_and_start_is_said_and_not_tried_again(
         assert "path on this host" in instance["hint"]
 
 
-def test_damaged_model_is_tried_once_more_and_then_said(stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut off", "overwritten"])
+def test_damaged_model_is_tried_once_more_and_then_said(
+    stack: Stack, tmp_path: Path, small_model: Path, damage: str
+) -> None:
     model = tmp_path / "damaged.gguf"
-    model.write_bytes(b"GGUF" + b"\xff" * 4096)
+    with small_model.open("rb") as whole:
+        model.write_bytes(whole.read(20 << 20) if damage == "cut off" else b"GGUF" + b"\xff" * 4096)
     with nobody_notices(stack):
         deploy(stack, model, "none", {**TWICE, "max_failures": 5})
         instance = failed(stack)
@@ -187,8 +191,8 @@ def test_context_that_does_not_fit_is_said(stack: Stack, small_model: Path) -> N
     """The real engine, asked for terabytes, while the claim says that it needs little."""
     with nobody_notices(stack):
         memory = {"cpu_threads": 1, "memory_bytes": 64 << 20}
-        restart = {**TWICE, "max_failures": 1}
-        deploy(stack, small_model, "none", restart, max_model_len=100_000_000, resources=memory)
+        restart, quick = {**TWICE, "max_failures": 1}, {"engine_args": ["-fit", "off"]}
+        deploy(stack, small_model, "none", restart, max_model_len=100_000_000, resources=memory, **quick)
         instance = failed(stack)
         assert "oom" in instance["message"]
         assert instance["restarts"] == 1

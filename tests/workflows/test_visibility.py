@@ -52,7 +52,7 @@ async def test_deployment_is_found_and_says_how_it_is(world: World) -> None:
     assert text.startswith("**ready**: 2 of 2 replicas ready")
     assert "Next: nothing to do" in text
     for instance in world.fleet.of(name):
-        assert f"| `{instance.instance_id}` | ready |" in text
+        assert f"| `{instance.instance_id}` | 1 | ready |" in text
 
 
 async def test_instance_is_found_and_says_where_it_is_and_what_comes_next(world: World) -> None:

@@ -13,7 +13,7 @@ from tests.unit.api.test_instances import instance
 from tests.unit.api.world import SPEC, World
 
 HOST = "/api/v1/hosts/h1"
-WAITING = {"state": HostState.LOST, "replacement_paused": True}
+WAITING: dict[str, Any] = {"state": HostState.LOST, "replacement_paused": True}
 
 
 async def test_drain_is_seen_in_its_answer_and_resume_ends_it(world: World, api: httpx.AsyncClient) -> None:

@@ -245,6 +245,7 @@ def test_nothing_that_a_healthy_engine_prints_is_a_cause() -> None:
             "corrupt_file",
             Remedy.ELSEWHERE,
         ),
+        ("0.00.021.825 E gguf_init_from_reader: failed to read header", "corrupt_file", Remedy.ELSEWHERE),
         ("error loading model: unknown model architecture: 'qwen99'", "unsupported_arch", Remedy.NEVER),
         ("E srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 80", "port", Remedy.HERE),
         ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", "oom_load", Remedy.ELSEWHERE),

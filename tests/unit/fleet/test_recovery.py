@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleet.engines.spec import EngineSpec
 from fleet.instances import EngineExit, Instance, Remedy
 from fleet.placement.request import Placement
-from fleet.recovery import NOT_ITS_FAULT, after_failure, approved, back_off
+from fleet.recovery import NOT_ITS_FAULT, after_failure, approved, back_off, lapsed
 from fleet.specs import RestartSpec
 from fleet.states import InstanceState
 from fleet.timings import Timings
@@ -279,3 +279,14 @@ def test_approval_tries_at_once_with_a_clean_record(ends: list[EngineExit], budg
     assert (again.host_failures, again.excluded_hosts) == ({}, ())
     assert again.spec == after.spec, "what did not fit before does not fit now"
     assert again.restarts == after.restarts + 1
+
+
+def test_a_host_is_excluded_no_longer_than_the_window_of_the_budget() -> None:
+    excluded = failing(1, ELSEWHERE)
+    assert excluded.excluded_hosts == ("h1",)
+    window = timedelta(seconds=excluded.restart.window_s)
+    assert lapsed(excluded, NOW + window / 2) is excluded
+    later = lapsed(excluded, max(excluded.failed_at) + window)
+    assert (later.excluded_hosts, later.host_failures) == ((), {})
+    assert later.failed_at == excluded.failed_at
+    assert lapsed(later, NOW) is later

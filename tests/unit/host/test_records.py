@@ -110,3 +110,20 @@ def test_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path, monke
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+
+
+def test_what_cannot_be_written_leaves_no_older_record_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(tmp_path)
+    records.save(record())
+    records.save_lease(LEASE)
+
+    def full(path: Path, _text: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("worker_host.records.write_atomically", full)
+    records.save(record().with_(attempt=1))
+    records.save_lease(LEASE)
+    assert records.engines() == [], "it would speak of a process that has gone"
+    assert records.lease() is None
