@@ -61,11 +61,29 @@ def test_command_line_works_and_a_kill_is_seen_as_one(
         probe = ADAPTER.readiness(spec)
         answer = httpx.post(url + probe.path, json=probe.body, timeout=60, trust_env=False)
         assert answer.status_code == 200, answer.text
-        assert ADAPTER.busy(httpx.get(url + ADAPTER.metrics_path, trust_env=False).text) == 0
+        metrics = httpx.get(url + ADAPTER.metrics_path, trust_env=False).text
+        assert ADAPTER.busy(metrics) == 0
+        assert (ADAPTER.progress(metrics) or 0) > 0, metrics
         process.send_signal(signal.SIGKILL)
         code = process.wait(10)
     found = classify(code, log.read_text(), served=False, extra=ADAPTER.failure_patterns)
     assert (found.failure_class, found.remedy) == ("killed", Remedy.HERE), log.read_text()
+
+
+def test_progress_is_seen_while_a_request_runs(llama_server_binary: Path, small_model: Path, tmp_path: Path) -> None:
+    """Its counters of tokens move only at the end; ``progress`` must not be one of them."""
+    seen: set[float | None] = set()
+    with started(llama_server_binary, small_model, tmp_path / "log") as (process, url):
+        until_healthy(url, process)
+        body = {"prompt": "One", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60, trust_env=False) as answer:
+            for number, _ in enumerate(answer.iter_lines()):
+                if number % 40 == 20:
+                    metrics = httpx.get(url + ADAPTER.metrics_path, timeout=60, trust_env=False).text
+                    if ADAPTER.busy(metrics):
+                        seen.add(ADAPTER.progress(metrics))
+    assert None not in seen
+    assert len(seen) > 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A host's life, as decisions."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -25,6 +26,7 @@ HOST = Host(host_id="h1", name="box")
 DRAIN = Maintain(mode=Upkeep.DRAIN)
 CORDON = Maintain(mode=Upkeep.CORDON)
 
+Step = Callable[[Host], Host]
 levels = st.builds(
     Maintain,
     mode=st.sampled_from(Upkeep),
@@ -50,7 +52,7 @@ def test_asking_twice_for_the_same_level_is_asking_once(level: Maintain) -> None
 
 
 @given(st.lists(steps, max_size=12))
-def test_maintenance_is_what_was_asked_for_whatever_else_happens(life: list) -> None:
+def test_maintenance_is_what_was_asked_for_whatever_else_happens(life: list[Step]) -> None:
     host = HOST
     for step in life:
         host = step(host)
@@ -64,7 +66,7 @@ def test_maintenance_is_what_was_asked_for_whatever_else_happens(life: list) -> 
 
 
 @given(st.lists(steps, max_size=12))
-def test_only_a_lost_host_whose_instances_do_not_know_waits_for_approval(life: list) -> None:
+def test_only_a_lost_host_whose_instances_do_not_know_waits_for_approval(life: list[Step]) -> None:
     host = HOST
     for step in life:
         host = step(host)

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
 from api.gateway.app import Gateway
-from api.gateway.table import load
+from api.gateway.connection import Connection, connect
 from tests.unit.gateway.client import Client
 from tests.unit.gateway.engines import Exchange, RawEngine, echo, raw_engine, silent, until, unused_port
 from tests.unit.gateway.world import KEY, World, in_flight, metric
@@ -144,6 +145,52 @@ async def test_no_request_fails_when_one_of_two_engines_dies(
     assert in_flight(gateway) == 0
 
 
+async def test_a_request_whose_pooled_connection_died_is_sent_to_another_engine(world: World, gateway: Gateway) -> None:
+    async def die_after_the_first(exchange: Exchange) -> None:
+        if len(exchange.engine.requests) == 1:
+            await exchange.answer(b"{}")
+        else:
+            exchange.hang_up()
+
+    async with raw_engine(die_after_the_first) as dying, raw_engine(echo) as well:
+        publish(world, dying)
+        await gateway.refresh()
+        await requests(gateway, 1)
+        publish(world, dying, well)
+        await gateway.refresh()
+        assert await requests(gateway, 4) == {200: 4}
+
+
+async def test_a_request_is_sent_again_over_a_connection_that_was_not_used_before(
+    world: World, gateway: Gateway
+) -> None:
+    """Two old connections may end at the same time, and then none of the two engines is at fault."""
+
+    async def once_per_connection(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            await exchange.answer(b"{}")
+        else:
+            exchange.hang_up()
+
+    async with raw_engine(once_per_connection) as a, raw_engine(once_per_connection) as b:
+        publish(world, a, b)
+        await gateway.refresh()
+        assert await requests(gateway, 12) == {200: 12}
+        assert max(asked(a, b)) > 2
+
+
+async def test_what_was_withdrawn_is_moved_without_asking_the_retry_budget(world: World, gateway: Gateway) -> None:
+    async with raw_engine(silent) as first, raw_engine(silent) as second, raw_engine(echo) as third:
+        publish(world, first)
+        await gateway.refresh()
+        calls = [Client(gateway, KEY).start_chat() for _ in range(30)]
+        for fence, (before, after) in enumerate(((first, second), (second, third)), 2):
+            await until(lambda before=before: len(before.requests) == 30)  # type: ignore[misc]
+            world.add_endpoint("m", after.url, instance="i-1", fence=fence)
+            await gateway.refresh()
+        assert {(await call.result(within=5)).status for call in calls} == {200}
+
+
 async def test_what_waits_in_a_vanished_engine_is_asked_elsewhere_at_once(world: World, gateway: Gateway) -> None:
     async with raw_engine(silent) as partitioned, raw_engine(echo) as well:
         publish(world, partitioned)
@@ -235,17 +282,26 @@ async def test_a_request_that_waits_in_one_vanished_engine_after_another_is_not_
         assert len(engine.requests) == 3
 
 
-async def test_nothing_is_sent_over_a_connection_that_was_made_too_late(world: World, gateway: Gateway) -> None:
+async def test_nothing_is_sent_over_a_connection_that_was_made_too_late(
+    world: World, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The engine was withdrawn while the connection to it was being made."""
+    connecting, may_connect = asyncio.Event(), asyncio.Event()
+
+    async def slowly(make: Callable[[], Connection], host: str, port: int, *, tls: bool, timeout: float) -> Connection:
+        connecting.set()
+        await may_connect.wait()
+        return await connect(make, host, port, tls=tls, timeout=timeout)
+
+    monkeypatch.setattr("api.gateway.upstream.connect", slowly)
     async with raw_engine(echo) as late, raw_engine(echo) as well:
         publish(world, late)
         await gateway.refresh()
-        (upstream,) = gateway._upstreams
         call = Client(gateway, KEY).start_chat()
-        while upstream.in_flight == 0:
-            await asyncio.sleep(0)
+        await connecting.wait()
         publish(world, late, well)
         world.remove_endpoint("i-1")
-        gateway._adopt(world.database.read(load))
+        await gateway.refresh()
+        may_connect.set()
         assert (await call.result()).status == 200
         assert asked(late, well) == [0, 1]

@@ -102,6 +102,20 @@ async def test_an_answer_that_breaks_off_is_one_request_and_one_error(world: Wor
         assert counted(world) == {"i-1": (1, 1, 1)}
 
 
+async def test_an_error_that_breaks_off_is_one_request_and_one_error(world: World, gateway: Gateway) -> None:
+    async def torn(exchange: Exchange) -> None:
+        await exchange.write(b"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await exchange.chunk(b'{"error":')
+        exchange.writer.close()
+
+    async with raw_engine(torn) as engine:
+        serve(world, engine.url)
+        await gateway.refresh()
+        assert (await Client(gateway, KEY).chat()).status == 502
+        await flush(gateway)
+        assert counted(world) == {"i-1": (1, 1, 1)}
+
+
 async def test_an_engine_that_is_too_slow_is_counted_as_failing(world: World, start_gateway: GatewayFactory) -> None:
     gateway = await start_gateway(replace(QUIET, first_byte_timeout=0.1))
     async with raw_engine(silent) as engine:

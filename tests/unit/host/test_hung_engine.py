@@ -51,6 +51,7 @@ async def test_engine_that_does_not_answer_is_suspect_and_keeps_its_address(worl
 
 async def test_engine_that_answers_again_is_ready_again(world: World) -> None:
     process = await world.serving()
+    await phase(world, EnginePhase.READY)
     stop(process)
     await phase(world, EnginePhase.SUSPECT)
     os.kill(process.pid, signal.SIGCONT)
