@@ -166,6 +166,8 @@ def _replicas(books: Books) -> Iterator[str]:
         if not len(mine) == len(ready) == len(routed) == d.desired_replicas:
             states = ", ".join(f"{i.id} {i.state} ({i.message})" for i in mine)
             yield f"{d.name} wants {d.desired_replicas}: {len(routed)} are routed, and there are: {states or 'none'}"
+        if d.rollout is not None or any(i.launch != d.launch for i in mine):
+            yield f"{d.name} is still being rolled out: {d.message}"
     names = {d.name for d in books.deployments}
     yield from (f"{i.id} has no deployment" for i in books.instances if i.deployment not in names)
 

@@ -44,7 +44,7 @@ SPEC: dict[str, Any] = {
     "concurrency": 1,
     "resources": {"cpu_threads": 1},
     "restart": {"max_failures": 1000, "failures_per_host": 1000},
-    "health": {"unresponsive_timeout_s": 5},
+    "health": {"unresponsive_timeout_s": 5, "start_timeout_s": 30},
 }
 NAMES = ("one", "two")
 

@@ -72,7 +72,9 @@ async def test_instance_is_found_and_says_where_it_is_and_what_comes_next(world:
 
 async def test_trouble_is_told_with_its_hint_in_instance_and_deployment(world: World) -> None:
     host = await world.add_host()
-    host.next_exits = [EngineExit(exit_code=1, failure_class="model_not_found", hint="copy the file", remedy=Remedy.NEVER)]
+    host.next_exits = [
+        EngineExit(exit_code=1, failure_class="model_not_found", hint="copy the file", remedy=Remedy.NEVER)
+    ]
     name = await world.deploy(1)
     await world.until_phase(name, "failed")
     instance = world.instance(world.fleet.of(name)[0].instance_id)

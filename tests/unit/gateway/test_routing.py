@@ -152,13 +152,23 @@ async def test_a_request_whose_pooled_connection_died_is_sent_to_another_engine(
         else:
             exchange.hang_up()
 
-    async with raw_engine(die_after_the_first) as dying, raw_engine(echo) as well:
+    async def busy(exchange: Exchange) -> None:
+        await (silent if len(exchange.engine.requests) == 1 else echo)(exchange)
+
+    async with raw_engine(die_after_the_first) as dying, raw_engine(busy) as well:
         publish(world, dying)
         await gateway.refresh()
         await requests(gateway, 1)
+        publish(world, dying, well, states=("suspect", "ready"))
+        await gateway.refresh()
+        call = Client(gateway, KEY).start_chat()
+        await until(lambda: len(well.requests) == 1)
         publish(world, dying, well)
         await gateway.refresh()
-        assert await requests(gateway, 4) == {200: 4}
+        assert await requests(gateway, 1) == {200: 1}
+        assert asked(dying, well) == [2, 2], "the one that died has less to do, and is not asked again all the same"
+        call.leave()
+        await call.result()
 
 
 async def test_a_request_is_sent_again_over_a_connection_that_was_not_used_before(
