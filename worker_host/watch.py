@@ -79,7 +79,10 @@ class EngineWatch:
         text = await self._probe.metrics(_METRICS_S)
         if text is None:
             return Reading(None, None)
-        return Reading(self._probe.adapter.busy(text), self._probe.adapter.progress(text))
+        progress = self._probe.adapter.progress(text)
+        if progress is None:
+            return Reading(self._probe.adapter.busy(text), None)
+        return Reading(self._probe.adapter.busy(text), progress.value, exact=progress.exact)
 
 
 def _result_of(task: asyncio.Task[T] | None) -> tuple[T | None, asyncio.Task[T] | None]:

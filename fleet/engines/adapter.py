@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fleet.engines.spec import EngineSpec
 
@@ -45,6 +45,12 @@ class Probe:
     body: dict[str, Any]
 
 
+class Progress(NamedTuple):
+    value: float
+    exact: bool = True
+    """False: rounded, so that it may stand still for a while although the engine gets on."""
+
+
 class EngineAdapter(Protocol):
     name: str
     default_version: str
@@ -74,7 +80,7 @@ class EngineAdapter(Protocol):
         """Requests running or queued, from the text of its metrics; None when they do not say."""
         ...
 
-    def progress(self, metrics: str) -> float | None:
+    def progress(self, metrics: str) -> Progress | None:
         """A number that changes whenever a running request gets on, not only when it ends; None when they do not say.
 
         An engine whose number stands still with requests in it is restarted: leave out what does not move all the time.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from fleet.engines.adapter import Command, Install, Probe, Start
+from fleet.engines.adapter import Command, Install, Probe, Progress, Start
 from fleet.engines.spec import EngineSpec
 
 _OURS = {
@@ -34,7 +34,7 @@ _BUSY = re.compile(
     r"^llamacpp:requests_(?:processing|deferred)(?:\{[^}]*\})? ([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)$",
     re.MULTILINE,
 )
-_DECODES = re.compile(r"^llamacpp:n_decode_total(?:\{[^}]*\})? ([0-9]{1,6})$", re.MULTILINE)
+_DECODES = re.compile(r"^llamacpp:n_decode_total(?:\{[^}]*\})? ([0-9.]+(?:e\+[0-9]+)?)$", re.MULTILINE)
 """Its counters of tokens move only when a whole prompt or request is through. From a million on it rounds, and a number
 that stands still means nothing any more."""
 
@@ -105,9 +105,10 @@ class LlamaCpp:
         values = _BUSY.findall(metrics)
         return int(sum(float(v) for v in values)) if values else None
 
-    def progress(self, metrics: str) -> float | None:
+    def progress(self, metrics: str) -> Progress | None:
         decodes = _DECODES.search(metrics)
-        return float(decodes.group(1)) if decodes else None
+        # From a million on it is printed with six digits.
+        return Progress(float(decodes.group(1)), exact="e" not in decodes.group(1)) if decodes else None
 
 
 def _separated(args: Sequence[str]) -> list[str]:

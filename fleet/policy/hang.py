@@ -1,13 +1,15 @@
 """Does an engine that lives still work? Busy is never mistaken for dead. Pure.
 
-Three kinds of evidence, each by itself enough:
+Four kinds of evidence, each by itself enough:
 
 1. Its health check has not been answered for a while.
 2. Others' requests run in it, and none of its counters has moved for a while.
 3. It has nothing to do and twice in a row did not manage one token.
+4. It used to say what it does, and has not for a very long while: stuck in the middle of something.
 
-What it does not say is no evidence: metrics that come late are *unknown*, and unknown stops the clocks. Time counts
-only while somebody looks: after a pause of the looker itself all clocks start anew.
+Otherwise what it does not say is no evidence: metrics that come late, or that are rounded, are *unknown*, and unknown
+stops the clock of a stall. Time counts only while somebody looks: after a pause of the looker itself all clocks start
+anew.
 """
 
 from dataclasses import dataclass, replace
@@ -20,6 +22,8 @@ _HUNG_LOOKS = 5
 LONGEST_GAP_S = 5.0
 """Between two looks, which come about once a second. More than this, and it was we who stood still."""
 _BELIEVED_PROBES = 2
+UNKNOWN_FOR_STALLS = 4
+"""Requests of which nobody can say whether they get on have so many times ``stall_s``."""
 
 
 class Level(StrEnum):
@@ -45,6 +49,8 @@ class Reading:
     """Requests running or queued in it; None: not known."""
     progress: float | None
     """A number that changes whenever it gets on; None: not known."""
+    exact: bool = True
+    """False: a number that stands still proves nothing, it is rounded."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Watch:
     progress: float | None = None
     """The last that was known."""
     stuck_s: float = 0.0
+    unknown_s: float = 0.0
+    """How long it has not said whether its requests get on, although it could."""
     doubted: bool = False
     """A probe failed, and the next reading says whether others kept it busy."""
     failed_probes: int = 0
@@ -140,6 +148,7 @@ def _with_reading(watch: Watch, look: Look) -> Watch:
         read_at=look.now,
         progress=watch.progress if new.progress is None else new.progress,
         stuck_s=_stuck_s(watch, new, look.now, moved=moved),
+        unknown_s=_unknown_s(watch, new, look.now, moved=moved),
         proven_at=look.now if moved else watch.proven_at,
         doubted=False,
         failed_probes=watch.failed_probes + watch.doubted if idle else 0,
@@ -151,8 +160,18 @@ def _stuck_s(watch: Watch, new: Reading, now: float, *, moved: bool) -> float:
     if moved or new.busy == 0:
         return 0.0
     old = watch.reading
-    both = old is not None and old.busy and new.busy and old.progress is not None and new.progress is not None
+    both = old is not None and old.busy and new.busy and _telling(old) and _telling(new)
     return watch.stuck_s + (now - watch.read_at if both else 0.0)
+
+
+def _unknown_s(watch: Watch, new: Reading, now: float, *, moved: bool) -> float:
+    if moved or new.busy == 0 or _telling(new) or watch.progress is None:
+        return 0.0
+    return watch.unknown_s + now - watch.read_at
+
+
+def _telling(reading: Reading) -> bool:
+    return reading.progress is not None and reading.exact
 
 
 def _hung(watch: Watch, patience: Patience) -> str:
@@ -163,6 +182,8 @@ def _hung(watch: Watch, patience: Patience) -> str:
         return ""  # one thing after the other
     if patience.stall_s and watch.stuck_s >= patience.stall_s:
         return f"its running requests have not got on for {watch.stuck_s:.0f} s"
+    if patience.stall_s and watch.unknown_s >= UNKNOWN_FOR_STALLS * patience.stall_s:
+        return f"it has not said for {watch.unknown_s:.0f} s whether its requests get on"
     if watch.failed_probes >= _BELIEVED_PROBES:
         return f"it had nothing to do and yet did not answer {watch.failed_probes} one-token requests in a row"
     return ""

@@ -4,6 +4,7 @@ Each host has network cards of its own (namespaces) and GPUs of its own (a drive
 CPU that says it could use them), each card with room for one replica, so that any double claim shows.
 """
 
+import json
 import stat
 import subprocess
 import time
@@ -117,7 +118,11 @@ def _cut_off_and_return(
         eventually(lambda: load.answered() > 10, what="requests are answered")
         network.partition(ways[away])
         cut = time.monotonic()
-        eventually(lambda: all(_elsewhere(stack, z) for z in zombies), within=40, what="replacements run elsewhere")
+        try:
+            eventually(lambda: all(_elsewhere(stack, z) for z in zombies), within=40, what="replacements run elsewhere")
+        except AssertionError as error:
+            state = [stack.instances("smol"), stack.host(away)["state"], stack.host(away)["message"]]
+            raise AssertionError(f"{error}\n{json.dumps(state, indent=1)}\n{stack.logs()}") from None
         print(f"replacement started {time.monotonic() - cut:.1f} s after the cut")
         stack.until_ready("smol", 2)
         # There is room for all four only where a zombie is.

@@ -194,8 +194,8 @@ def test_metrics_may_be_anything(text: str, number: str) -> None:
 
 
 def test_progress_is_what_moves_while_a_request_runs() -> None:
-    assert ADAPTER.progress("llamacpp:tokens_predicted_total 0\nllamacpp:n_decode_total 16\n") == 16
-    assert ADAPTER.progress("llamacpp:n_decode_total 999999\n") == 999_999
+    assert ADAPTER.progress("llamacpp:tokens_predicted_total 0\nllamacpp:n_decode_total 16\n") == (16, True)
+    assert ADAPTER.progress("llamacpp:n_decode_total 999999\n") == (999_999, True)
 
 
 @pytest.mark.parametrize("text", ["", METRICS, "llamacpp:tokens_predicted_total 5", "llamacpp:n_decode_total NaN"])
@@ -203,10 +203,10 @@ def test_progress_that_the_metrics_do_not_say_is_unknown(text: str) -> None:
     assert ADAPTER.progress(text) is None
 
 
-def test_counter_that_is_printed_rounded_is_unknown() -> None:
-    """It stands still for thousands of decodes, and standing still would be taken for a hang."""
-    assert ADAPTER.progress("llamacpp:n_decode_total 1e+06\n") is None
-    assert ADAPTER.progress("llamacpp:n_decode_total 1.23457e+06\n") is None
+def test_counter_that_is_printed_rounded_says_so() -> None:
+    """It stands still for many decodes, and standing still would be taken for a hang."""
+    assert ADAPTER.progress("llamacpp:n_decode_total 1e+06\n") == (1_000_000, False)
+    assert ADAPTER.progress("llamacpp:n_decode_total 1.23457e+06\n") == (1_234_570, False)
 
 
 # Captured from llama-server as packaged in version 0.1.2.

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.policy.hang import LONGEST_GAP_S, SUSPECT_AFTER_S, Level, Look, Patience, Reading, Verdict, begin, judge
+from fleet.policy.hang import (
+    LONGEST_GAP_S,
+    SUSPECT_AFTER_S,
+    UNKNOWN_FOR_STALLS,
+    Level,
+    Look,
+    Patience,
+    Reading,
+    Verdict,
+    begin,
+    judge,
+)
 
 PATIENCE = Patience(unresponsive_s=15, stall_s=300, idle_probe_s=60)
 IDLE = Reading(busy=0, progress=7)
@@ -79,6 +90,29 @@ def test_unknown_metrics_stop_the_clock_of_a_stall() -> None:
     ]
     assert {v.level for v in judged(looks)} == {Level.OK}
     assert judged([*looks, *each_second(20, reading=stuck, since=1190)])[-1].level is Level.HUNG
+
+
+def test_engine_stuck_inside_one_step_is_found_after_a_very_long_while() -> None:
+    """Its health check is answered by another thread, and its metrics come never."""
+    looks = [*each_second(10, reading=Reading(busy=1, progress=7)), *each_second(1199, reading=UNKNOWN, since=10)]
+    assert {v.level for v in judged(looks)} == {Level.OK}
+    verdict = judged([*looks, *each_second(2, reading=UNKNOWN, since=1209)])[-1]
+    assert verdict.level is Level.HUNG
+    assert "has not said for" in verdict.reason
+
+
+def test_engine_that_never_said_what_it_does_is_not_expected_to() -> None:
+    assert {v.level for v in judged(each_second(9000, reading=UNKNOWN))} == {Level.OK}
+
+
+def test_rounded_progress_is_believed_when_it_moves_and_doubted_for_long_when_it_does_not() -> None:
+    moving = [
+        *each_second(900, reading=Reading(1, 1.00001e6, exact=False)),
+        *each_second(900, reading=Reading(1, 1.00002e6, exact=False), since=900),
+    ]
+    assert {v.level for v in judged(moving)} == {Level.OK}
+    standing = each_second(1202, reading=Reading(1, 1e6, exact=False))
+    assert [v.level for v in judged(standing)] == [Level.OK] * 1200 + [Level.HUNG] * 2
 
 
 def test_getting_on_while_nobody_could_see_it_counts() -> None:
@@ -168,7 +202,8 @@ def test_nothing_is_hung_without_evidence(made: list[Step], patience: Patience) 
     for number, verdict in enumerate(judged(looks, patience), start=1):
         seen = looks[:number]
         if verdict.level is Level.HUNG:
-            assert is_silent(seen, patience) or is_stalled(seen, patience) or has_failed_probes(seen)
+            evidence = (is_silent(seen, patience), is_stalled(seen, patience), is_mute(seen, patience))
+            assert any(evidence) or has_failed_probes(seen)
         if verdict.level is Level.SUSPECT:
             assert not seen[-1].answered or seen[-1].now - ([0.0] + [s.now for s in seen])[-2] > LONGEST_GAP_S
         if verdict.send_probe:
@@ -199,6 +234,13 @@ def is_stalled(seen: list[Look], patience: Patience) -> bool:
     return 0 < patience.stall_s <= stuck[0][0] - stuck[-1][0] and bool(known[-1][1].busy)
 
 
+def is_mute(seen: list[Look], patience: Patience) -> bool:
+    """Nothing for very long that says whether it gets on, after it once did."""
+    known = [(s.now, s.reading) for s in seen if s.reading is not None]
+    told = [now for now, r in known if r.progress is not None or r.busy == 0]
+    return bool(told) and 0 < UNKNOWN_FOR_STALLS * patience.stall_s <= seen[-1].now - told[-1]
+
+
 def has_failed_probes(seen: list[Look]) -> bool:
     return [s.probe for s in seen if s.probe is not None][-2:] == [False, False]
 
@@ -208,10 +250,12 @@ def has_failed_probes(seen: list[Look]) -> bool:
     patiences,
 )
 def test_busy_engine_that_gets_on_is_never_hung(made: list[tuple[float, int, bool]], patience: Patience) -> None:
-    now, looks = 0.0, []
+    now, looks, known_at = 0.0, [], 0.0
     for number, (pause, busy, late) in enumerate(made):
         now += pause
-        looks.append(Look(now, answered=True, reading=UNKNOWN if late else Reading(busy, float(number))))
+        told = not late or now - known_at >= patience.stall_s  # no longer than an engine may keep silent
+        known_at = now if told else known_at
+        looks.append(Look(now, answered=True, reading=Reading(busy, float(number)) if told else UNKNOWN))
     assert {v.level for v in judged(looks, patience)} == {Level.OK}
 
 
