@@ -40,16 +40,18 @@ def message(d: Deployment) -> tuple[str, str]:
     parts = [f"{ready_replicas(d)} of {d.desired} replicas ready"]
     if d.rollout is not None:
         parts.append(rollout_text(d, d.rollout))
-    elif d.given_up is not None:
-        revision, outcome, why = d.given_up
-        parts.append(f"went back to revision {d.revision} because revision {revision} {outcome}: {why}")
     hint = ""
+    if d.given_up is not None:
+        hint = d.given_up.hint
+        if d.rollout is None:
+            why = f"revision {d.given_up.revision} {d.given_up.outcome}: {d.given_up.reason}"
+            parts.append(f"went back to revision {d.revision} because {why}")
     order = [InstanceState.FAILED, InstanceState.RECOVERING, InstanceState.SUSPECT, InstanceState.PENDING]
     for state in order:
         worst = next((i for i in d.instances.values() if i.state is state and i.message and not i.stopping), None)
         if worst is not None:
             parts.append(f"{worst.instance_id} {worst.state}: {worst.message}")
-            hint = worst.hint
+            hint = worst.hint or hint
             break
     return "; ".join(parts), hint
 

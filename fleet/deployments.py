@@ -39,6 +39,7 @@ class InstanceView(Record):
     leaving: bool = False
     """To be replaced on a person's word: goes when another one is ready."""
     leave_by: datetime | None = None
+    leave_reason: str = ""
 
 
 class Deployment(Record):
@@ -73,8 +74,8 @@ class Deployment(Record):
     proven: bool = False
     """All replicas of the current launch have been ready at the same time."""
     rollout: Rollout | None = None
-    given_up: tuple[int, str, str] | None = None
-    """The last revision that was gone back from: its number, ``failed`` or ``aborted``, and why."""
+    given_up: "GivenUp | None" = None
+    """The last revision that was gone back from, until the next change."""
     stopped: bool = False
     deleting: bool = False
     instances: dict[str, InstanceView] = {}
@@ -98,6 +99,14 @@ class Deployment(Record):
             engine=self.engine,
             engine_version=self.engine_version,
         )
+
+
+class GivenUp(Record):
+    revision: int
+    outcome: str
+    """``failed`` or ``aborted``."""
+    reason: str
+    hint: str = ""
 
 
 class DeploymentChange(Record):
@@ -125,6 +134,8 @@ class InstancesLeave(Record):
     reason: str
     by: datetime | None = None
     """From then on they go even though their replacements are not ready; None: they wait."""
+    stay: bool = False
+    """Not any more: those that were to leave for this reason, and are still there, stay."""
 
 
 class Accepted(Record):
@@ -171,7 +182,7 @@ def _with_spec(d: Deployment, wanted: DeploymentChange, spec: DeploymentSpec, no
     stable = d.rollout.stable if d.rollout is not None else None
     made_of = (engine, version)
     if stable is not None and not needs_new_engines(stable.spec, spec) and made_of == _made_of(stable):
-        back = _back(d, "aborted", "the change was taken back", now)
+        back = _back(d, GivenUp(revision=d.revision, outcome="aborted", reason="the change was taken back"), now)
         return back.with_(spec=spec)
     rollout = begin(spec.rollout, _stable(d), now)
     moved = d.with_(
@@ -242,7 +253,7 @@ def steer(d: Deployment, wanted: Steer, now: datetime) -> Deployment:
         case Steering.PROMOTE:
             changed = d.with_(rollout=promoted(rollout, "promoted by a person").with_(paused=False))
         case Steering.ABORT:
-            changed = _back(d, "aborted", "aborted by a person", now)
+            changed = _back(d, GivenUp(revision=d.revision, outcome="aborted", reason="by a person"), now)
     return d if changed == d or (rollout.paused and wanted.action is Steering.PAUSE) else _accepted(changed, wanted.key)
 
 
@@ -258,22 +269,24 @@ def _resumed(d: Deployment, rollout: Rollout) -> Deployment:
 
 
 def leave(d: Deployment, wanted: InstancesLeave) -> Deployment:
-    """Mark instances to be replaced; the same object when all are marked so or gone."""
+    """Mark instances to be replaced, or not to be; the same object when nothing changes. Those that are gone do not
+    matter."""
     instances = dict(d.instances)
+    mark = {"leaving": not wanted.stay, "leave_by": wanted.by, "leave_reason": "" if wanted.stay else wanted.reason}
     for instance_id in wanted.instance_ids:
         known = instances.get(instance_id)
-        if known is not None:
-            instances[instance_id] = known.model_copy(update={"leaving": True, "leave_by": wanted.by})
+        if known is not None and (not wanted.stay or known.leave_reason == wanted.reason):
+            instances[instance_id] = known.model_copy(update=mark)
     return d if instances == d.instances else d.with_(instances=instances, generation=d.generation + 1)
 
 
-def _back(d: Deployment, outcome: str, why: str, now: datetime) -> Deployment:
+def _back(d: Deployment, why: GivenUp, now: datetime) -> Deployment:
     """Towards what worked before the rollout in progress. Replicas of it that still run go on."""
     rollout = d.rollout
     if rollout is None or rollout.stable is None:
         return d
     stable = rollout.stable
-    note = f"revision {d.revision} {outcome}: {why}; going back to revision {stable.revision}"
+    note = f"revision {why.revision} {why.outcome}: {why.reason}"
     return d.with_(
         spec=stable.spec.model_copy(
             update={"replicas": d.spec.replicas, "rollout": d.spec.rollout, "restart": d.spec.restart}
@@ -283,7 +296,7 @@ def _back(d: Deployment, outcome: str, why: str, now: datetime) -> Deployment:
         revision=stable.revision,
         launch=stable.launch,
         cause=note,
-        given_up=(d.revision, outcome, why),
+        given_up=why,
         proven=True,
         rollout=going_back(rollout, d.launch, note, now),
     )
@@ -298,7 +311,9 @@ def hear(d: Deployment, news: InstanceNews) -> Deployment:
     if known is None:
         return d
     if news.gone:
-        return d.with_(instances={k: v for k, v in d.instances.items() if k != news.instance_id})
+        # Its room is free: who found none before has to look again before anybody else makes room.
+        rest = {k: v.model_copy(update={"unplaceable": False}) for k, v in d.instances.items() if k != news.instance_id}
+        return d.with_(instances=rest)
     update = {
         "state": news.state,
         "message": news.message,
@@ -346,7 +361,7 @@ def look(d: Deployment, launch: int, old: Reading, new: Reading, now: datetime) 
         return d
     if d.spec.rollout.on_failure == "pause":
         return d.with_(rollout=looked.with_(paused=True, note=f"paused: {bad}"))
-    return _back(d, "failed", bad, now)
+    return _back(d, GivenUp(revision=d.revision, outcome="failed", reason=bad), now)
 
 
 def _settle(d: Deployment, live: list[InstanceView], now: datetime) -> Deployment:
@@ -369,7 +384,7 @@ def _fail(d: Deployment, failed: InstanceView, now: datetime) -> Deployment:
     why = f"{failed.instance_id}: {failed.message}"
     if d.spec.rollout.on_failure == "pause" and d.rollout is not None:
         return d.with_(rollout=d.rollout.with_(paused=True, blamed=failed.instance_id, note=f"paused: {why}"))
-    return _back(d, "failed", f"{why} {failed.hint}".strip(), now)
+    return _back(d, GivenUp(revision=d.revision, outcome="failed", reason=why, hint=failed.hint), now)
 
 
 def _make_room(d: Deployment, rollout: Rollout, live: list[InstanceView], now: datetime) -> Deployment:

@@ -108,6 +108,12 @@ def maintain(host: Host, level: Maintain) -> Host:
     )
 
 
+def leave_reason(host: Host) -> str:
+    """What its instances are told when it is drained."""
+    what, why = f"{host.name} is being drained", host.wanted.reason
+    return f"{what}: {why}" if why else what
+
+
 def look_at_drain(host: Host, placed: Sequence[str], obstacle: str) -> Host:
     """A draining host after a look at the instances that hold claims there; the same object when nothing changed.
 

@@ -126,7 +126,7 @@ def _gives_up(instance: Instance, exit_: EngineExit) -> str:
 
 
 def _failed(instance: Instance, why: str) -> Instance:
-    retry = f"When the cause is gone: `holdfast retry {instance.instance_id}`"
+    retry = f"When the cause is gone: `holdfast retry {instance.deployment}`."
     hint = f"{instance.hint} {retry}".lstrip()
     return instance.with_(state=InstanceState.FAILED, message=why, hint=hint, retry_at=None)
 

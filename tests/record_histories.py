@@ -150,6 +150,7 @@ SCENARIOS = [
         as_new.test_host_lost_just_before_going_on_as_new_is_not_forgotten,
         short=True,
     ),
+    Scenario("host/resumed", maintenance.test_replicas_that_are_still_there_stay_when_the_host_is_resumed),
     Scenario("host/suspect_and_ready", hosts.test_host_that_takes_its_lease_up_again_is_ready_as_before),
     Scenario("host/lost", hosts.test_all_instances_of_a_lost_host_are_placed_elsewhere),
     Scenario("host/lost_and_back", hosts.test_lost_host_that_registers_again_is_ready_and_serves_who_waits),

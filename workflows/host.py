@@ -30,6 +30,7 @@ with workflow.unsafe.imports_passed_through():
         Upkeep,
         come_back,
         describe,
+        leave_reason,
         look_at_drain,
         lose,
         maintain,
@@ -70,6 +71,8 @@ class HostWorkflow:
         self._next_look: datetime | None = None
         self._look_pause = host.timings.drain_look
         self._asked_to_leave: set[str] = set()
+        self._recalled = ""
+        """For which reason instances were to leave that may stay now."""
 
     @workflow.run
     async def run(self, host: Host) -> None:
@@ -112,6 +115,8 @@ class HostWorkflow:
     def maintain(self, level: Maintain) -> Accepted:
         before, self._host = self._host, maintain(self._host, level)
         if self._host is not before:
+            if before.maintenance is Maintenance.DRAINING:
+                self._recalled = leave_reason(before)
             self._room_to_announce = level.mode is Upkeep.NONE
             self._look_from_scratch()
         return Accepted(generation=self._host.maintain_generation)
@@ -143,15 +148,19 @@ class HostWorkflow:
     async def _serve(self) -> None:
         """Hold the lease; next to it, drain. A host that restarts goes on with the same lease, by its token."""
         lease = self._lease = self._lease or self._take_lease()
-        if self._room_to_announce:
+        if self._room_to_announce and not self._recalled:
             self._announce_capacity()
         if lease.done():
             self._lease = None
             self._host = self._host.with_(state=HostState.SUSPECT, message=await _why_it_ended(lease))
+        elif self._recalled:
+            await self._recall()
         elif self._look_is_due():
             await self._look_who_is_left()
         else:
-            await self._until(lambda: lease.done() or self._look_is_due(), self._until_next_look())
+            await self._until(
+                lambda: lease.done() or bool(self._recalled) or self._look_is_due(), self._until_next_look()
+            )
 
     def _take_lease(self) -> ActivityHandle[None]:
         self._room_to_announce = self._host.maintenance is Maintenance.NONE
@@ -269,9 +278,19 @@ class HostWorkflow:
         if self._host.wanted == level:
             self._host = look_at_drain(self._host, found.instance_ids, orphans or found.obstacle)
 
+    async def _recall(self) -> None:
+        """Those that were asked to leave and are still here may stay."""
+        reason, self._recalled = self._recalled, ""
+        found = await self._who_is_here()
+        stay = [
+            self._tell_deployment(name, InstancesLeave(instance_ids=tuple(these), reason=reason, stay=True))
+            for name, these in groupby(sorted(found.instance_ids), key=_deployment_of)
+        ]
+        await asyncio.gather(*stay)
+
     async def _ask_to_leave(self, instance_ids: Sequence[str], level: Maintain) -> str:
         """Their deployments replace them, and stop them then. Answers whose deployment is not there, for people."""
-        reason = f"{self._host.name} is being drained" + (f": {level.reason}" if level.reason else "")
+        reason = leave_reason(self._host)
         asked = [
             self._tell_deployment(name, InstancesLeave(instance_ids=tuple(these), reason=reason, by=level.deadline))
             for name, these in groupby(instance_ids, key=_deployment_of)

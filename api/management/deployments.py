@@ -57,6 +57,7 @@ class FailedRollout(BaseModel):
     outcome: str
     """``failed`` or ``aborted``."""
     reason: str
+    hint: str
 
 
 class DeploymentStatus(BaseModel):
@@ -222,11 +223,8 @@ def view(settings: Settings, row: DeploymentRow) -> DeploymentView:
     )
 
 
-def _failed(given_up: list[Any] | None) -> FailedRollout | None:
-    if given_up is None:
-        return None
-    revision, outcome, reason = given_up
-    return FailedRollout(revision=revision, outcome=outcome, reason=reason)
+def _failed(given_up: dict[str, Any] | None) -> FailedRollout | None:
+    return FailedRollout.model_validate(given_up) if given_up else None
 
 
 async def _create(services: Services, deployment: Deployment) -> DeploymentRow | None:

@@ -44,7 +44,8 @@ def judge(deployment: Json, generation: int = 0) -> Verdict:
     failed = status.get("failed_rollout")
     if phase == DeploymentPhase.READY and failed and generation:
         reason = f"revision {failed['revision']} {failed['outcome']}: {failed['reason']}"
-        return Verdict(done=True, message=f"{reason}; revision {status['revision']} serves again", hint=hint)
+        message = f"{reason}; revision {status['revision']} serves again"
+        return Verdict(done=True, message=message, hint=failed.get("hint") or hint)
     good = phase in (DeploymentPhase.READY, DeploymentPhase.STOPPED)
     return Verdict(done=good, ok=good, message=text, hint=hint)
 

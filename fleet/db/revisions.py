@@ -57,8 +57,8 @@ def _close_others(session: Session, d: Deployment) -> None:
     others = col(RevisionRow.revision).not_in([r for r in (d.revision, stable) if r is not None])
     ours = (col(RevisionRow.deployment) == d.name, others, col(RevisionRow.outcome).in_(_LIVE))
     if d.given_up is not None:
-        revision, how, _ = d.given_up
-        session.execute(update(RevisionRow).where(*ours, col(RevisionRow.revision) == revision).values(outcome=how))
+        given_up = (*ours, col(RevisionRow.revision) == d.given_up.revision)
+        session.execute(update(RevisionRow).where(*given_up).values(outcome=d.given_up.outcome))
     for was, becomes in (("live", "superseded"), ("rolling out", "abandoned")):
         session.execute(update(RevisionRow).where(*ours, col(RevisionRow.outcome) == was).values(outcome=becomes))
 

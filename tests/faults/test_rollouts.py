@@ -149,7 +149,7 @@ def test_revision_that_cannot_start_is_gone_back_from_and_nobody_notices(whole: 
     failed = stack.deployment("smol")["status"]["failed_rollout"]
     assert (failed["revision"], failed["outcome"]) == (2, "failed")
     assert "bad_flag" in failed["reason"]
-    assert "no-such-flag" in failed["reason"]
+    assert "no-such-flag" in failed["hint"]
 
 
 def test_canary_gets_its_share_bakes_and_is_promoted(whole: Stack, small_model: Path) -> None:

@@ -24,7 +24,7 @@ from tests.stack_fixtures import asker
 
 SEED = int(os.environ.get("HOLDFAST_SOAK_SEED") or time.time_ns() % 1_000_000)
 FAULTS = int(os.environ.get("HOLDFAST_SOAK_FAULTS") or 100)
-SECONDS = float(os.environ.get("HOLDFAST_SOAK_SECONDS") or 540)
+SECONDS = float(os.environ.get("HOLDFAST_SOAK_SECONDS") or 300)
 """No fault is begun later than this."""
 AT_LEAST = min(FAULTS, 30)
 """On a machine that is too slow for all of them."""

@@ -129,6 +129,17 @@ async def test_drained_host_that_is_resumed_serves_who_waits(world: World) -> No
     assert known(world, host).maintenance_message == ""
 
 
+async def test_replicas_that_are_still_there_stay_when_the_host_is_resumed(world: World) -> None:
+    host = await world.add_host(registered=True)
+    name = await world.deploy_ready(2)
+    before = {i.instance_id for i in world.fleet.of(name)}
+    await ask(world, host, DRAIN)
+    await world.until(lambda: len(world.fleet.of(name)) == 4, "their replacements wait for room")
+    await ask(world, host, RESUME)
+    await world.until_ready(name, 2)
+    assert {i.instance_id for i in world.fleet.of(name)} == before
+
+
 async def test_host_resumed_while_it_looks_who_is_left_is_not_drained_after_all(world: World) -> None:
     host = await world.add_host(registered=True)
     world.fleet.tells_hosts.clear()

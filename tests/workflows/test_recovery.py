@@ -62,7 +62,7 @@ async def test_failure_that_cannot_pass_stays_with_its_hint_until_a_restart_repl
     await world.until_phase(name, "failed")
     failed = world.fleet.of(name)[0]
     assert failed.message == "engine exited with 1 (not_found)"
-    assert failed.hint == f"Copy the file. When the cause is gone: `holdfast retry {failed.instance_id}`"
+    assert failed.hint == f"Copy the file. When the cause is gone: `holdfast retry {failed.deployment}`."
     assert world.fleet.deployments[name].instances[failed.instance_id].hint == failed.hint
     await world.until(lambda: world.fleet.claims == [], "room given back")
     instance = world.instance(failed.instance_id)
@@ -155,7 +155,7 @@ async def test_engine_that_keeps_failing_is_given_up_when_its_budget_is_spent(wo
     known = world.recorded(instance)
     assert known is not None
     assert known.message == "gave up after 4 failures in 100 hours: engine exited with -11 (crashed)"
-    assert known.hint == f"see the log When the cause is gone: `holdfast retry {known.instance_id}`"
+    assert known.hint == f"see the log When the cause is gone: `holdfast retry {known.deployment}`."
     await world.fast_forward(instance, timedelta(days=30))
     assert len(host.engines) == 4, "time alone does not help"
 

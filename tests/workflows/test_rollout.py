@@ -145,7 +145,7 @@ async def test_canary_that_answers_badly_is_rolled_back(world: World) -> None:
     d = world.fleet.deployments[name]
     assert (d.revision, _ids(world, name), world.fleet.fewest_ready[name]) == (1, old, 2)
     assert d.given_up is not None
-    assert "40 of" in d.given_up[2]
+    assert "40 of" in d.given_up.reason
 
 
 async def test_good_canary_is_promoted_when_it_has_baked(world: World) -> None:

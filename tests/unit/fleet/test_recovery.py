@@ -138,7 +138,7 @@ def test_budget_that_is_spent_leaves_it_to_a_person_and_says_how() -> None:
     after = failing(6)
     assert after.state is InstanceState.FAILED
     assert after.message == "gave up after 6 failures in 10 minutes: engine exited with -11 (crashed)"
-    assert after.hint == "See the log. When the cause is gone: `holdfast retry m/1-x`"
+    assert after.hint == "See the log. When the cause is gone: `holdfast retry m`."
     assert after.restarts == 5
 
 
@@ -167,7 +167,7 @@ def test_failure_that_cannot_pass_waits_for_a_person_at_once() -> None:
     after = after_failure(instance(restarts=4), exit_, NOW)
     assert (after.state, after.restarts, after.retry_at) == (InstanceState.FAILED, 4, None)
     assert after.message == "engine exited with 1 (not_found)"
-    assert after.hint == "Copy the file. When the cause is gone: `holdfast retry m/1-x`"
+    assert after.hint == "Copy the file. When the cause is gone: `holdfast retry m`."
 
 
 def test_class_that_may_pass_once_is_tried_once_more() -> None:

@@ -159,6 +159,28 @@ def test_that_it_recreates_for_want_of_room_is_said() -> None:
     assert (shown["strategy"], shown["mode"]) == ("rolling", "recreate")
 
 
+def test_room_that_was_made_is_looked_for_before_more_is_made() -> None:
+    s = Simulation(3)
+    s.deploy()
+    s.act()
+    [new] = s.of(2)
+    s.say(new, PENDING, message="no room", unplaceable=True)
+    s.act()
+    s.now += timedelta(minutes=1)
+    s.act()
+    [leaving] = [i.instance_id for i in s.d.instances.values() if i.stopping]
+    s.say(leaving, GONE, gone=True)
+    for _ in range(5):
+        s.now += timedelta(hours=1)
+        s.act()
+    assert s.fewest == 2, "the new one has not asked again yet"
+    s.say(new, PENDING, message="still no room", unplaceable=True)
+    s.act()
+    s.now += timedelta(minutes=1)
+    s.act()
+    assert s.fewest == 1
+
+
 def test_recreate_starts_nothing_new_before_all_old_ones_are_gone() -> None:
     s = Simulation(3, strategy="recreate")
     s.deploy()
@@ -200,7 +222,7 @@ def test_a_new_revision_that_fails_is_gone_back_from_whenever_it_fails(
     assert (s.d.revision, s.d.launch, s.d.spec.model.path) == (1, 1, "first.gguf")
     assert len(s.of(1)) == len(s.d.instances) == replicas
     assert s.d.given_up is not None
-    assert s.d.given_up[:2] == (2, "failed")
+    assert (s.d.given_up.revision, s.d.given_up.outcome) == (2, "failed")
     assert "revision 2 failed" in message(s.d)[0]
     if strategy != "recreate":
         assert s.fewest >= replicas
@@ -291,7 +313,7 @@ def test_canary_that_answers_badly_is_gone_back_from_and_gets_no_request_more() 
     s.run()
     assert (s.d.rollout, traffic(s.d), len(s.of(1)), len(s.of(2)), s.fewest) == (None, {}, 3, 0, 3)
     assert s.d.given_up is not None
-    assert "failed" in s.d.given_up[2]
+    assert "failed" in s.d.given_up.reason
 
 
 @pytest.mark.parametrize("stage", [Stage.TRYING, Stage.BAKING])
@@ -308,7 +330,7 @@ def test_a_trial_can_be_aborted_at_any_stage(strategy: str, stage: Stage) -> Non
     assert (s.d.rollout, s.d.revision, s.of(1), s.of(2)) == (None, 1, ["m/1-1", "m/2-1", "m/3-1"], [])
     assert s.fewest == 3
     assert s.d.given_up is not None
-    assert s.d.given_up[:2] == (2, "aborted")
+    assert (s.d.given_up.revision, s.d.given_up.outcome) == (2, "aborted")
 
 
 def test_blue_green_switches_when_all_are_ready_and_keeps_the_old_for_a_while() -> None:
@@ -426,6 +448,20 @@ def test_instances_that_are_to_leave_are_replaced_before_they_go(replicas: int, 
     s.run(rounds=5)
     assert not set(who) & set(s.d.instances)
     assert (len(s.d.instances), s.fewest, phase(s.d)) == (replicas, replicas, DeploymentPhase.READY)
+
+
+def test_instances_that_need_not_leave_any_more_stay() -> None:
+    s = Simulation(2)
+    s.room = 2
+    wanted = InstancesLeave(instance_ids=("m/1-1", "m/9-9"), reason="a is drained")
+    s.d = leave(s.d, wanted)
+    s.run(rounds=3)
+    other = wanted.model_copy(update={"stay": True, "reason": "b is drained"})
+    assert leave(s.d, other) is s.d
+    s.d = leave(s.d, wanted.model_copy(update={"stay": True}))
+    s.run(rounds=5)
+    assert sorted(s.d.instances) == ["m/1-1", "m/2-1"]
+    assert phase(s.d) is DeploymentPhase.READY
 
 
 def test_instances_that_are_to_leave_stay_without_room_until_their_deadline() -> None:
