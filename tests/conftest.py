@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import pytest
 from hypothesis import settings
 
 from tests.database_fixtures import database, database_url, new_postgres_database, postgres_url
@@ -24,3 +25,12 @@ __all__ = [
 # Machines are small and shared: how long one example takes says nothing.
 settings.register_profile("holdfast", deadline=None)
 settings.load_profile("holdfast")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who runs beside whom (``pytest -n``): files stay together, because their tests share servers, and all faults, which
+    measure times, stay with one worker."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("faults" if "/faults/" in file else file))

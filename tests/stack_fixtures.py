@@ -11,6 +11,7 @@ from openai import OpenAI
 from sqlalchemy.engine import make_url
 
 from fleet.engines.catalog import resolve
+from tests.engine_fixtures import one_installer
 from tests.stack import Stack
 from worker_host.install import Engines
 
@@ -20,7 +21,8 @@ def engines_folder() -> Path:
     """The engines of all tests, installed once per user by the product's own installer."""
     folder = Path.home() / ".cache" / "holdfast-tests" / "engines"
     adapter = resolve("auto")
-    asyncio.run(Engines(folder, ()).ensure(adapter, adapter.default_version))
+    with one_installer(folder):
+        asyncio.run(Engines(folder, ()).ensure(adapter, adapter.default_version))
     return folder
 
 

@@ -74,7 +74,8 @@ def test_every_refusal_names_the_host_and_the_reason() -> None:
         host("e", labels={"zone": "x"}, free=GIB - 1),
     )
     assert reasons == (
-        "a-name: excluded after failures there, and others could run it (forgotten after a while, or by `holdfast restart`)",
+        "a-name: excluded after failures there, and others could run it "
+        "(forgotten after a while, or by `holdfast restart`)",
         "b-name: lacks label zone=x",
         "c-name: cannot run llama_cpp 1",
         "d-name: does not have the file m.gguf",
