@@ -29,8 +29,8 @@ settings.load_profile("holdfast")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Who runs beside whom (``pytest -n``): files stay together, because their tests share servers, and all faults, which
-    measure times, stay with one worker."""
+    """Who runs beside whom (``pytest -n``): files stay together, because their tests share servers, and all faults,
+    which measure times, stay with one worker."""
     for item in items:
         file = item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group("faults" if "/faults/" in file else file))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from api.gateway import refusals
@@ -54,9 +55,11 @@ class Call:
 
 
 class Relay:
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, look_again: Callable[[], Awaitable[None]]) -> None:
+        """``look_again`` takes over what has changed in the database since the last look."""
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
+        self._look_again = look_again
 
     async def run(self, call: Call, send: Send) -> int:
         """Answer the call; returns the status for the metrics.
@@ -74,13 +77,13 @@ class Relay:
                     connection = await exchange.ask(call)
                     return await self._pass_on(call, exchange, connection, send)
                 except UpstreamError as failure:
-                    self._prepare_retry(call, exchange, failure)
+                    await self._prepare_retry(call, exchange, failure)
                 finally:
                     exchange.settle()
         finally:
             route.in_flight -= 1
 
-    def _prepare_retry(self, call: Call, exchange: "_Exchange", failure: UpstreamError) -> None:
+    async def _prepare_retry(self, call: Call, exchange: "_Exchange", failure: UpstreamError) -> None:
         """Returns when the call may be tried again; raises the refusal when not."""
         charged = True
         refusal = refusals.engine_failed(call.model, str(failure))
@@ -99,6 +102,8 @@ class Relay:
             self._leave(call, exchange)
         else:
             raise refusal from failure
+        if not call.route.others(call.tried):
+            await self._look_again()  # an engine that took its place may be known to all but us
         if not call.route.others(call.tried) or (charged and not self._may_retry(call.route)):
             raise refusal from failure
         self._metrics.retried(call.model)

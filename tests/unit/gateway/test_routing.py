@@ -3,12 +3,14 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from api.gateway.app import Gateway
 from api.gateway.connection import Connection, connect
 from tests.unit.gateway.client import Client
+from tests.unit.gateway.conftest import FAST, GatewayFactory
 from tests.unit.gateway.engines import Exchange, RawEngine, echo, raw_engine, silent, until, unused_port
 from tests.unit.gateway.world import KEY, World, in_flight, metric
 
@@ -53,6 +55,17 @@ async def test_a_suspect_engine_serves_when_the_ready_ones_cannot_be_reached(wor
         publish(world, suspect, RawEngine(f"http://127.0.0.1:{await unused_port()}"), states=("suspect", "ready"))
         await gateway.refresh()
         assert await requests(gateway, 10) == {200: 10}
+
+
+async def test_an_engine_that_took_the_place_of_a_dead_one_is_found_before_a_request_is_refused(
+    world: World, start_gateway: GatewayFactory
+) -> None:
+    gateway = await start_gateway(replace(FAST, poll_interval=3600.0))
+    async with raw_engine(echo) as new:
+        publish(world, RawEngine(f"http://127.0.0.1:{await unused_port()}"))
+        await gateway.refresh()
+        world.add_endpoint("m", new.url, instance="i-1", fence=2)
+        assert await requests(gateway, 3) == {200: 3}
 
 
 async def test_engines_of_a_suspect_host_are_asked_last(world: World, gateway: Gateway) -> None:
