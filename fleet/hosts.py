@@ -176,7 +176,7 @@ def describe(host: Host) -> str:
 
 def _following(host: Host) -> str:
     if host.replacement_paused:
-        return f"ask again every {host.timings.breaker_pause} whether its replicas may be replaced"
+        return f"ask again at least every {host.timings.breaker_pause} whether its replicas may be replaced"
     if host.state is HostState.READY and host.maintenance is Maintenance.DRAINING:
         return "hold the lease; wait until its instances have left"
     return {

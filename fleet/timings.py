@@ -32,7 +32,7 @@ class Timings(Record):
     canary_checks: int = 20
     """How often a canary is compared with the old revision while it bakes."""
     breaker_pause: timedelta = timedelta(seconds=60)
-    """How often a host whose replacement is paused asks whether it may go on."""
+    """A host whose replacement is paused asks whether it may go on: soon, and then ever more seldom, but so often."""
     drain_look: timedelta = timedelta(seconds=5)
     """How soon a draining host looks who is left although nothing told it to; then twice as long each time, up to"""
     longest_drain_look: timedelta = timedelta(seconds=60)

@@ -68,6 +68,7 @@ class HostWorkflow:
         self._room_to_announce = False
         # What follows is not carried over: the next run just asks and looks once more.
         self._breaker_due = True
+        self._breaker_pause = host.timings.lease_grace
         self._next_look: datetime | None = None
         self._look_pause = host.timings.drain_look
         self._asked_to_leave: set[str] = set()
@@ -200,7 +201,7 @@ class HostWorkflow:
             if is_cancelled_exception(error):
                 raise
             # Recorded first, so that no new claim can be made on it; those that exist are told after that.
-            self._breaker_due = True
+            self._breaker_due, self._breaker_pause = True, self._host.timings.lease_grace
             self._host = lose(self._host, workflow.now())
         else:
             self._host = self._host.with_(state=HostState.READY, message="")
@@ -215,7 +216,9 @@ class HostWorkflow:
         elif host.untold and (self._breaker_due or host.replacement_approved):
             await self._replace_or_pause()
         else:
-            pause = self._jittered(host.timings.breaker_pause) if host.untold else None
+            # Soon at first: others that were only suspect have by then shown that they are well, or are lost.
+            pause = self._jittered(self._breaker_pause) if host.untold else None
+            self._breaker_pause = min(2 * self._breaker_pause, host.timings.breaker_pause)
             self._breaker_due = not await self._until(lambda: False, pause, "may its instances be replaced now?")
 
     async def _replace_or_pause(self) -> None:
