@@ -26,6 +26,7 @@ with workflow.unsafe.imports_passed_through():
         TrafficQuestion,
     )
     from fleet import ids
+    from fleet.changes import accepted, change, leave, steer, why_not
     from fleet.deployment_status import describe, phase
     from fleet.deployments import (
         Accepted,
@@ -33,14 +34,9 @@ with workflow.unsafe.imports_passed_through():
         DeploymentChange,
         InstancesLeave,
         InstanceView,
-        accepted,
         advance,
-        change,
         hear,
-        leave,
         look,
-        steer,
-        why_not,
     )
     from fleet.engines.derive import engine_spec
     from fleet.instances import Instance, InstanceNews, StopRequest

@@ -11,9 +11,10 @@ from api.management.deployments import DeploymentView, IdempotencyKey, changed, 
 from api.management.paging import Page
 from api.state import AdminDep, ServicesDep
 from fleet.access.sealing import MASK
+from fleet.changes import needs_new_engines
 from fleet.db import revisions
 from fleet.db.tables import DeploymentRow, RevisionRow
-from fleet.deployments import DeploymentChange, needs_new_engines
+from fleet.deployments import DeploymentChange
 from fleet.errors import Conflict, NotFound
 from fleet.model import Wire
 from fleet.rollouts import Steer, Steering

@@ -21,20 +21,11 @@ from api.state import Services
 from api.temporal_client import WorkflowClient
 from fleet.access.sealing import master_sealer
 from fleet.access.secrets import digest, new_id
+from fleet.changes import change, steer, why_not
 from fleet.db.hosts import record_state
 from fleet.db.session import Database
 from fleet.db.tables import ApiKeyRow, HostRow
-from fleet.deployments import (
-    Accepted,
-    Deployment,
-    DeploymentChange,
-    InstancesLeave,
-    InstanceView,
-    advance,
-    change,
-    steer,
-    why_not,
-)
+from fleet.deployments import Accepted, Deployment, DeploymentChange, InstancesLeave, InstanceView, advance
 from fleet.errors import Conflict, NotFound, PreconditionFailed, Unavailable
 from fleet.host_client import FileFacts, HostAddress, HostClient
 from fleet.hosts import Host, HostRegistered, Maintain, maintain, told

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from fleet.changes import change, needs_new_engines
 from fleet.deployment_status import describe, message, phase, ready_replicas
-from fleet.deployments import Deployment, DeploymentChange, change, hear, needs_new_engines
+from fleet.deployments import Deployment, DeploymentChange, hear
 from fleet.instances import InstanceNews
 from fleet.replicas import Plan
 from fleet.specs import DeploymentSpec, ModelSource, Resources

@@ -9,18 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fleet.changes import change, leave, steer, why_not
 from fleet.deployment_status import message, phase, ready_replicas, rollout_view, traffic
-from fleet.deployments import (
-    DeploymentChange,
-    InstancesLeave,
-    advance,
-    change,
-    hear,
-    leave,
-    look,
-    steer,
-    why_not,
-)
+from fleet.deployments import DeploymentChange, InstancesLeave, advance, hear, look
 from fleet.instances import InstanceNews
 from fleet.policy.canary import Reading
 from fleet.replicas import decide, next_deadline
