@@ -6,6 +6,7 @@ switch dies. Neighbours are entered by hand, so that not even a missing answer t
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,8 @@ class Network:
         self._hosts: list[NetworkOfHost] = []
         self.address = f"{self._subnet}.1"
         """Where hosts reach the control plane."""
-        _ip("link", "add", self._bridge, "type", "bridge")
+        # An address of its own: else it is that of one of its ports, and changes when that one is taken out.
+        _ip("link", "add", self._bridge, "address", _any_hardware_address(), "type", "bridge")
         _ip("addr", "add", f"{self.address}/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
 
@@ -155,6 +157,11 @@ def _free_subnet() -> str:
     start = os.getpid()
     candidates = (f"10.{211 + n // 256 % 16}.{n % 256}" for n in range(start, start + 4096))
     return next(subnet for subnet in candidates if f" {subnet}." not in taken)
+
+
+def _any_hardware_address() -> str:
+    """Locally administered, of one machine."""
+    return ":".join(f"{byte:02x}" for byte in (0x02, *secrets.token_bytes(5)))
 
 
 def _hardware_address(link: str) -> str:
