@@ -29,13 +29,16 @@ settings.register_profile("holdfast", deadline=None)
 settings.load_profile("holdfast")
 
 
+_MEASURING = ("hung_engine", "killed_processes", "lost_host", "outages", "partition", "soak", "under_load")
+
+
 class ByServers(LoadScopeScheduling):
-    """Who runs beside whom (``pytest -n``): files stay together, because their tests share servers, and all faults,
-    which measure times, stay with one worker."""
+    """Who runs beside whom (``pytest -n``): files stay together, because their tests share servers, and all faults that
+    are measured in seconds stay with one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "faults" if "/faults/" in file else file
+        return "measuring" if file.endswith(tuple(f"/faults/test_{name}.py" for name in _MEASURING)) else file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -22,7 +22,6 @@ from fleet.model_files import ModelFiles
 from fleet.states import HostState, InstanceState, Maintenance
 from tests.unit.db.ledger import add_host, claim, on
 
-NOW = datetime.now(UTC)
 WINDOW = timedelta(minutes=5)
 
 
@@ -63,6 +62,7 @@ def fleet_state(database: Database, client: FakeClient) -> FleetActivities:
 
 async def test_host_workflow_writes_how_its_host_is_kept(database: Database) -> None:
     add_host(database)
+    now = datetime.now(UTC)
     await record(
         database,
         "h1",
@@ -70,37 +70,39 @@ async def test_host_workflow_writes_how_its_host_is_kept(database: Database) -> 
         message="no sign of life",
         paused_because="3 of 10 are unhealthy",
         replacement_paused=True,
-        lost_at=NOW,
+        lost_at=now,
         maintenance=Maintenance.DRAINING,
         maintenance_message="1 to go",
     )
     row = database.read(lambda s: s.get_one(HostRow, "h1"))
     assert (row.state, row.message) == ("lost", "no sign of life; 3 of 10 are unhealthy")
-    assert (row.replacement_paused, row.lost_at) == (True, NOW)
+    assert (row.replacement_paused, row.lost_at) == (True, now)
     assert (row.maintenance, row.maintenance_message) == ("draining", "1 to go")
 
 
 async def test_breaker_counts_what_hosts_have_recorded(database: Database) -> None:
+    now = datetime.now(UTC)
     for n in range(1, 6):
         add_host(database, f"h{n}")
     breaker = BreakerActivities(database, share=0.2, window=WINDOW)
-    await record(database, "h1", state=HostState.LOST, lost_at=NOW)
+    await record(database, "h1", state=HostState.LOST, lost_at=now)
     assert (await breaker.may_replace(HostId(host_id="h1"))).allowed
     await record(database, "h2", state=HostState.SUSPECT)
     refused = await breaker.may_replace(HostId(host_id="h1"))
     assert (refused.allowed, refused.reason) == (False, "2 of 5 hosts are unhealthy at once")
     await record(database, "h2", state=HostState.READY, projection=2)
-    await record(database, "h3", state=HostState.LOST, lost_at=NOW - 2 * WINDOW)
+    await record(database, "h3", state=HostState.LOST, lost_at=now - 2 * WINDOW)
     assert (await breaker.may_replace(HostId(host_id="h1"))).allowed
-    await record(database, "h4", state=HostState.LOST, lost_at=NOW - 2 * WINDOW, replacement_paused=True)
+    await record(database, "h4", state=HostState.LOST, lost_at=now - 2 * WINDOW, replacement_paused=True)
     assert not (await breaker.may_replace(HostId(host_id="h1"))).allowed
 
 
 async def test_share_of_the_breaker_can_be_set(database: Database) -> None:
+    now = datetime.now(UTC)
     for n in range(1, 5):
         add_host(database, f"h{n}")
     for host_id in ("h1", "h2"):
-        await record(database, host_id, state=HostState.LOST, lost_at=NOW)
+        await record(database, host_id, state=HostState.LOST, lost_at=now)
     for share, allowed in ((0.4, False), (0.5, True)):
         breaker = BreakerActivities(database, share=share, window=WINDOW)
         assert (await breaker.may_replace(HostId(host_id="h1"))).allowed is allowed

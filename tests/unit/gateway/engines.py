@@ -89,7 +89,7 @@ async def raw_engine(reply: Reply) -> AsyncIterator[RawEngine]:
             writer.close()
             tasks.discard(task)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1000)
     port = server.sockets[0].getsockname()[1]
     engine.url = f"http://127.0.0.1:{port}"
     try:
