@@ -10,6 +10,7 @@ UpstreamError
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable
 from typing import cast
 
@@ -21,6 +22,15 @@ _PAUSE_ABOVE = 512 << 10
 """Bytes of a reply that wait for the client before the engine is held back; above ``HOLD_LIMIT``."""
 _JOIN_BELOW = 64 << 10
 """Up to this, copying a body is cheaper than a second write."""
+
+VANISHED_AFTER_S = 8
+"""Without a sign of life of the other end's kernel."""
+_KEEPALIVE = {
+    "TCP_KEEPIDLE": 2,
+    "TCP_KEEPINTVL": 2,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": VANISHED_AFTER_S * 1000,
+}
 
 _PASSED_ON = frozenset(
     {
@@ -361,7 +371,20 @@ async def connect(make: Callable[[], Connection], host: str, port: int, *, tls: 
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout):
-            _, connection = await loop.create_connection(make, host, port, ssl=True if tls else None)
+            transport, connection = await loop.create_connection(make, host, port, ssl=True if tls else None)
     except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: no host name at all
         raise ConnectFailed("cannot be reached") from error
+    _notice_when_the_host_vanishes(transport)
     return connection
+
+
+def _notice_when_the_host_vanishes(transport: asyncio.BaseTransport) -> None:
+    """A network that is cut says nothing, and an engine may think for long. The kernels of both ends can tell these
+    apart; one that is not there for ``VANISHED_AFTER_S`` ends the connection."""
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:  # some are Linux only
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from api.gateway.connection import VANISHED_AFTER_S
 from tests.faults.invariants import Engine, InvariantBroken, engines, watched
 from tests.faults.load import Load, steady_load
 from tests.faults.netns import Network, NetworkOfHost, StackOnNetwork, new_network, why_not
@@ -22,6 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ONE_CARD = 100 << 30
 """Of the 141 GiB that each has."""
+NOTICED_WITHIN_S = VANISHED_AFTER_S + 6.0
+"""Gateways notice by themselves, before the host is declared lost; then the request is answered elsewhere."""
 ZOMBIE_LIVES_AT_MOST_S = 30.0
 QUICK = {"HOLDFAST_TIMINGS": '{"lease_heartbeat": 4, "lease_grace": 2}'}
 """For the control run, in which nothing is measured."""
@@ -140,6 +143,7 @@ def _cut_off_and_return(
         print(f"zombie stopped {time.monotonic() - back:.1f} s after the return")
         slowest = max((o.ended - o.started for o in load.outcomes), default=0.0)
         print(f"longest request {slowest:.1f} s")
+        assert slowest < NOTICED_WITHIN_S, f"a request waited {slowest:.1f} s in a host that was not there"
         checker.settled(within=60)
     assert len(engines(stack)) == 4
     _assert_served(load, cut)

@@ -1,14 +1,16 @@
 """Which engine gets a request, and what becomes of those in an engine that dies, hangs or vanishes."""
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from api.gateway.app import Gateway
-from api.gateway.connection import Connection, connect
+from api.gateway.connection import VANISHED_AFTER_S, Connection, connect
 from tests.unit.gateway.client import Client
 from tests.unit.gateway.conftest import FAST, GatewayFactory
 from tests.unit.gateway.engines import Exchange, RawEngine, echo, raw_engine, silent, until, unused_port
@@ -328,3 +330,15 @@ async def test_nothing_is_sent_over_a_connection_that_was_made_too_late(
         may_connect.set()
         assert (await call.result()).status == 200
         assert asked(late, well) == [0, 1]
+
+
+async def test_the_kernel_is_told_to_notice_when_a_host_vanishes() -> None:
+    """A cut network says nothing; that it works is tested with namespaces."""
+    async with raw_engine(silent) as engine:
+        host, _, port = engine.url.removeprefix("http://").partition(":")
+        loop = asyncio.get_running_loop()
+        connection = await connect(lambda: Connection(loop, 5.0, 5.0), host, int(port), tls=False, timeout=5.0)
+        sock = cast(asyncio.Transport, connection._transport).get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == VANISHED_AFTER_S * 1000
+        connection.abort()
