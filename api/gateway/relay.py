@@ -44,6 +44,8 @@ class Call:
     """Endpoints that are not asked again."""
     resent: bool = False
     """It was sent again because a connection ended without a word."""
+    hung_up: "Upstream | None" = None
+    """In ``tried`` only because an old connection to it ended: asked again when nobody else can be reached."""
     moved: int = 0
     gone: bool = False
     """The client left, or does not read."""
@@ -102,6 +104,9 @@ class Relay:
             self._leave(call, exchange)
         else:
             raise refusal from failure
+        if not call.route.others(call.tried) and call.hung_up in call.tried:
+            call.tried.remove(call.hung_up)
+            call.hung_up = None
         if not call.route.others(call.tried):
             await self._look_again()  # an engine that took its place may be known to all but us
         if not call.route.others(call.tried) or (charged and not self._may_retry(call.route)):
@@ -114,6 +119,7 @@ class Relay:
         upstream = exchange.upstream
         if exchange.reused:
             upstream.close_idle()  # they are as old
+            call.hung_up = upstream
         if not exchange.reused or call.route.others([*call.tried, upstream]):
             call.tried.append(upstream)
 

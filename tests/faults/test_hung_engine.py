@@ -122,7 +122,7 @@ def test_engine_that_works_hard_is_never_taken_for_a_hung_one(stack: Stack, smal
     [before] = stack.instances("busy")
 
     def ask(words: int, tokens: int) -> httpx.Response:
-        body = {"model": "busy", "prompt": "word " * words, "max_tokens": tokens, "ignore_eos": True}
+        body = {"model": "busy", "prompt": "word " * words, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
         headers = {"authorization": f"Bearer {stack.key}"}
         return httpx.post(f"{stack.url}/v1/completions", json=body, headers=headers, timeout=400, trust_env=False)
 

@@ -204,6 +204,21 @@ async def test_a_request_is_sent_again_over_a_connection_that_was_not_used_befor
         assert max(asked(a, b)) > 2
 
 
+async def test_an_engine_that_ended_an_old_connection_is_asked_again_when_the_other_cannot_be_reached(
+    world: World, gateway: Gateway
+) -> None:
+    async def once_per_connection(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            await exchange.answer(b"{}")
+        else:
+            exchange.hang_up()
+
+    async with raw_engine(once_per_connection) as well:
+        publish(world, RawEngine(f"http://127.0.0.1:{await unused_port()}"), well)
+        await gateway.refresh()
+        assert await requests(gateway, 4) == {200: 4}, "few enough for the retry budget"
+
+
 async def test_what_was_withdrawn_is_moved_without_asking_the_retry_budget(world: World, gateway: Gateway) -> None:
     async with raw_engine(silent) as first, raw_engine(silent) as second, raw_engine(echo) as third:
         publish(world, first)
