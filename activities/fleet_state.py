@@ -10,12 +10,10 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.contracts import FleetContract, HostId, InstanceId, InstanceIds, Occupants
 from activities.waiting import WaitingInstances
 from fleet import ids
-from fleet.db import claims, projections
+from fleet.db import claims, recorded
 from fleet.db.session import Database
 from fleet.db.tables import InstanceRow
 from fleet.states import InstanceState
-
-_EVERY_FENCE = 1 << 62
 
 
 class FleetActivities(FleetContract):
@@ -41,9 +39,7 @@ class FleetActivities(FleetContract):
     async def clean_up_instance(self, instance: InstanceId) -> None:
         def clean(session: Session) -> list[str]:
             hosts = claims.maintained_hosts_of(session, instance.instance_id)
-            # Its engine may still run: the host stops it as unknown and then confirms that the memory is free.
-            claims.give_up(session, instance.instance_id, _EVERY_FENCE)
-            projections.forget_instance(session, instance.instance_id)
+            recorded.clean_up_instance(session, instance.instance_id)
             return hosts
 
         await self._waiting.tell_hosts(await self._database.awrite(clean))

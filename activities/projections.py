@@ -4,7 +4,7 @@ from sqlmodel import Session
 from temporalio import activity
 
 from activities.contracts import DeploymentName, DeploymentRecord, InstanceId, ProjectionContract, Recorded
-from fleet.db import claims, hosts, projections, revisions
+from fleet.db import claims, hosts, projections, recorded, revisions
 from fleet.db.session import Database
 from fleet.engines.catalog import resolve
 from fleet.hosts import Host
@@ -26,11 +26,7 @@ class ProjectionActivities(ProjectionContract):
 
     @activity.defn(name="forget_deployment")
     async def forget_deployment(self, name: DeploymentName) -> None:
-        def forget(session: Session) -> None:
-            projections.forget_deployment(session, name.name, name.run_id)
-            revisions.forget(session, name.name, name.run_id)
-
-        await self._database.awrite(forget)
+        await self._database.awrite(lambda s: recorded.forget_deployment(s, name.name, name.run_id))
 
     @activity.defn(name="record_instance")
     async def record_instance(self, instance: Instance) -> Recorded:

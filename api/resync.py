@@ -7,6 +7,7 @@ while their deployment was not there yet is repeated to it.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from api.temporal_client import WorkflowClient
@@ -15,8 +16,8 @@ from fleet.db import recorded
 from fleet.db.session import Database
 from fleet.db.tables import ClaimRow, DeploymentRow, InstanceRow
 from fleet.deployments import Deployment
-from fleet.instances import Instance, InstanceNews
-from fleet.resync import Revived, Rows, deployment_of, host_of, instance_of, is_gone, lost_hosts, news_of, stale_claims
+from fleet.instances import Instance, InstanceNews, news_of
+from fleet.resync import Revived, Rows, deployment_of, host_of, instance_of, is_gone, lost_hosts, stale_claims
 from fleet.states import InstanceState
 
 _AT_ONCE = 32
@@ -105,7 +106,7 @@ class _Resync:
         instances = [r.instance for r in _revived(rows, self._lost)]
         states = [_state(row, instances) for row in rows.deployments if row.name in self._lost]
         for gone in filter(is_gone, states):
-            await self._database.awrite(lambda s, d=gone: recorded.forget_deployment(s, d.name, d.run_id))  # type: ignore[misc]
+            await self._database.awrite(partial(recorded.forget_deployment, name=gone.name, run_id=gone.run_id))
             self._outcome.orphans.append(gone.name)
         left = [d for d in states if not is_gone(d)]
         started = await _each(left, self._workflows.take_up_deployment)
@@ -144,7 +145,7 @@ class _Resync:
         for name in {i.deployment for i in suspects if self._has_owner(i)}:
             known |= await self._workflows.instances_of(name)
         for orphan in [i.id for i in suspects if i.id not in known]:
-            await self._database.awrite(lambda s, i=orphan: recorded.clean_up_instance(s, i))  # type: ignore[misc]
+            await self._database.awrite(partial(recorded.clean_up_instance, instance_id=orphan))
             self._outcome.orphans.append(orphan)
 
 

@@ -158,6 +158,13 @@ class InstanceNews(Record):
     """The workflow is closing; nothing of the instance is left."""
 
 
+def news_of(instance: Instance) -> InstanceNews:
+    """What it tells its deployment."""
+    told = {name: getattr(instance, name) for name in InstanceNews.model_fields if hasattr(instance, name)}
+    host_id = instance.placement.host_id if instance.placement is not None else None
+    return InstanceNews.model_validate(told | {"host_id": host_id})
+
+
 def accepts(instance: Instance, report: EngineReport, last_sequence: int) -> bool:
     """Whether ``report`` speaks of the engine that we know and is newer than what we heard."""
     return report.fence == instance.fence and report.sequence > last_sequence and instance.placement is not None

@@ -12,7 +12,7 @@ from fleet.db.tables import ClaimRow, DeploymentRow, HostRow, InstanceRow
 from fleet.deployments import Deployment, InstanceView, hear
 from fleet.engines.derive import engine_spec
 from fleet.hosts import Host
-from fleet.instances import Instance, InstanceNews
+from fleet.instances import Instance, InstanceNews, news_of
 from fleet.placement.request import Placement
 from fleet.specs import DeploymentSpec
 from fleet.states import ClaimState, DeploymentPhase, HostState, InstanceState
@@ -188,13 +188,6 @@ def _deployment_of_old(row: DeploymentRow) -> Deployment:
         stopped=row.stopped,
         deleting=row.phase == DeploymentPhase.DELETING,
     )
-
-
-def news_of(instance: Instance) -> InstanceNews:
-    """What it tells its deployment."""
-    told = {name: getattr(instance, name) for name in InstanceNews.model_fields if hasattr(instance, name)}
-    host_id = instance.placement.host_id if instance.placement is not None else None
-    return InstanceNews.model_validate(told | {"host_id": host_id})
 
 
 def lost_hosts(hosts: Iterable[HostRow], placed_on: Iterable[str | None]) -> set[str]:

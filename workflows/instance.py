@@ -27,11 +27,11 @@ with workflow.unsafe.imports_passed_through():
         EngineLaunch,
         EngineReport,
         Instance,
-        InstanceNews,
         StopRequest,
         accepts,
         apply_report,
         describe,
+        news_of,
         placement_request,
     )
     from fleet.inventory import EngineRef
@@ -84,7 +84,7 @@ class InstanceWorkflow:
             elif self._instance.state is InstanceState.FAILED:
                 await self._wait(self._may_go_on, None, "failed: waits for approval, or to be replaced")
             elif (left := self._back_off_left()) > timedelta(0):
-                await self._wait(self._never, left, f"back off after: {self._instance.message}"[:200])
+                await self._wait(lambda: False, left, f"back off after: {self._instance.message}"[:200])
             else:
                 await self._place()
 
@@ -327,10 +327,6 @@ class InstanceWorkflow:
         """Not wanted any more; or cancelled by a person in Temporal's UI, and then the deployment replaces us."""
         return self._instance.stopping or workflow.cancellation_reason() is not None
 
-    @staticmethod
-    def _never() -> bool:
-        return False
-
     def _may_go_on(self) -> bool:
         return self._instance.state is not InstanceState.FAILED
 
@@ -375,15 +371,7 @@ class InstanceWorkflow:
         )
 
     async def _tell_deployment(self, *, gone: bool) -> None:
-        news = InstanceNews(
-            instance_id=self._instance.instance_id,
-            state=self._instance.state,
-            message=self._instance.message,
-            hint=self._instance.hint,
-            host_id=self._instance.placement.host_id if self._instance.placement else None,
-            unplaceable=self._instance.unplaceable,
-            gone=gone,
-        )
+        news = news_of(self._instance).model_copy(update={"gone": gone})
         deployment = workflow.get_external_workflow_handle(ids.deployment_workflow(self._instance.deployment))
         try:
             await deployment.signal(ids.INSTANCE_NEWS_SIGNAL, news)

@@ -24,9 +24,8 @@ class GpuFaultView(BaseModel):
     at: datetime
 
 
-class GpuDetails(BaseModel):
+class GpuView(BaseModel):
     uuid: str
-    host_id: str
     index: int
     name: str
     kind: str
@@ -37,6 +36,10 @@ class GpuDetails(BaseModel):
     reason: str
     cordoned: bool = Field(description="takes no new replicas; those that run there stay")
     cordon_reason: str
+
+
+class GpuDetails(GpuView):
+    host_id: str
     faults: list[GpuFaultView] = Field(description="engines that blamed it, latest first")
 
 
@@ -73,12 +76,20 @@ async def uncordon(uuid: str, services: ServicesDep, _admin: AdminDep) -> GpuDet
     return view(await _existing(services, uuid))
 
 
+def gpu_view(gpu: GpuRow) -> GpuView:
+    """Without what engines say of it."""
+    return GpuView(
+        **gpu.model_dump(include=set(GpuView.model_fields)),
+        allocatable_bytes=gpu.allocatable,
+        used_bytes=gpu.used,
+    )
+
+
 def view(rows: Rows) -> GpuDetails:
     gpu, faults = rows
     return GpuDetails(
-        **gpu.model_dump(include=set(GpuDetails.model_fields)),
-        allocatable_bytes=gpu.allocatable,
-        used_bytes=gpu.used,
+        **gpu_view(gpu).model_dump(),
+        host_id=gpu.host_id,
         faults=[GpuFaultView(**f.model_dump(include=set(GpuFaultView.model_fields))) for f in faults],
     )
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from sqlmodel import Session, col, select
 
+from api.management.gpus import GpuView, gpu_view
 from api.management.paging import Cursor, LabelFilter, Limit, Page, has_labels, page
 from api.state import AdminDep, Services, ServicesDep
 from fleet import ids
@@ -17,18 +18,6 @@ from fleet.settings import Settings
 from fleet.states import HostState, Maintenance
 
 router = APIRouter(prefix="/hosts", tags=["hosts"])
-
-
-class GpuView(BaseModel):
-    uuid: str
-    index: int
-    name: str
-    kind: str
-    memory_bytes: int
-    allocatable_bytes: int
-    used_bytes: int
-    healthy: bool
-    reason: str
 
 
 class HostView(BaseModel):
@@ -100,14 +89,7 @@ def view(settings: Settings, rows: Rows) -> HostView:
         inventory=host.inventory,
         ram_allocatable_bytes=host.ram_allocatable,
         ram_used_bytes=host.ram_used,
-        gpus=[
-            GpuView(
-                **g.model_dump(include={"uuid", "index", "name", "kind", "memory_bytes", "healthy", "reason"}),
-                allocatable_bytes=g.allocatable,
-                used_bytes=g.used,
-            )
-            for g in gpus
-        ],
+        gpus=[gpu_view(g) for g in gpus],
         maintenance=Maintenance(host.maintenance),
         maintenance_message=host.maintenance_message,
         lost_at=host.lost_at,

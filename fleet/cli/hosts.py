@@ -147,4 +147,6 @@ def _show(host: Json) -> None:
 
 def _gpu(gpu: Json) -> str:
     text = f"{gpu['name']}, {_of(gpu['used_bytes'], gpu['allocatable_bytes'])} claimed, {gpu['uuid']}"
-    return text if gpu.get("healthy", True) else f"{text}, NOT HEALTHY: {gpu.get('reason')}"
+    if not gpu.get("healthy", True):
+        text = f"{text}, NOT HEALTHY: {gpu.get('reason')}"
+    return f"{text}, CORDONED: {gpu.get('cordon_reason')}" if gpu.get("cordoned") else text
