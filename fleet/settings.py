@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from pydantic import Field, SecretStr
@@ -35,12 +36,25 @@ class Settings(BaseSettings):
     port: int = Field(default=8480, ge=1, le=65535)
     """Port of the API, with the gateway under ``/v1``."""
     server: str = ""
-    """URL of the API for the command line and for hosts; empty: ``http://127.0.0.1:<port>``."""
+    """For the command line: URL of the API; empty: ``http://127.0.0.1:<port>``. For a host: URL of the relay; empty:
+    ``https://127.0.0.1:<relay_port>``."""
     api_key: SecretStr | None = None
     """Key for the command line; unset: the content of ``<home>/admin_key``."""
 
     database_url: str = ""
     """SQLAlchemy URL; empty: SQLite in ``<home>/holdfast.db``. PostgreSQL: ``postgresql://user@host/db``."""
+
+    relay_bind: str = ""
+    """Address that the relay listens on for hosts; empty: that of the API (``bind``)."""
+    relay_port: int = Field(default=8481, ge=1, le=65535)
+    """The one port that hosts dial. TLS, with a certificate of this installation's own CA."""
+    relay_url: str = ""
+    """How hosts reach the relay, for the commands that join tokens come with; empty: ``https://<relay_bind>:<port>``."""
+    relay_internal_bind: str = "127.0.0.1"
+    """Address on which gateways reach the relay, to get through its tunnels. No host needs to reach it."""
+    relay_internal_port: int = Field(default=8482, ge=1, le=65535)
+    relay_internal_url: str = ""
+    """How gateways reach this relay; empty: ``http://<relay_internal_bind>:<relay_internal_port>``."""
 
     temporal_address: str = ""
     """``host:port`` of an existing Temporal cluster; empty: `holdfast up` embeds one."""
@@ -76,13 +90,22 @@ class Settings(BaseSettings):
 
     host_name: str = ""
     """Name of this host; empty: the machine's host name."""
-    host_address: str = "127.0.0.1"
-    """Address on which engines of this host listen and by which gateways reach them."""
+    host_address: str = ""
+    """Address by which gateways reach this host; empty: the one from which it reaches the relay."""
+    host_bind: str = ""
+    """Address on which the host's one port listens; empty: loopback if gateways reach it there, else all."""
     host_port: int = Field(default=0, ge=0, le=65535)
-    """Port of the host's own HTTP server (logs, metrics, file checks); 0: any free one."""
+    """The one port that a host opens (TLS): to its engines, logs, metrics; 0: any free one."""
+    host_reach: Literal["auto", "direct", "tunnel"] = "auto"
+    """How gateways reach this host: at its port, or through the tunnel that it holds open; ``auto``: at its port if the
+    relay can reach that."""
     host_labels: dict[str, str] = Field(default_factory=dict)
     host_reserved_ram_bytes: int = Field(default=1 << 30, ge=0)
     """RAM that placement leaves to the system on this host."""
+    host_reserved_vram_bytes: int = Field(default=0, ge=0)
+    """Memory of each GPU that placement leaves alone on this host."""
+    host_runtime: Literal["auto", "docker", "process"] = "auto"
+    """What engines run in where their deployment does not say; ``auto``: containers if there is a Docker engine."""
     host_token: SecretStr | None = None
     """Join token; needed once, the first time that a host starts."""
     host_stop_engines_on_exit: bool = False
@@ -107,6 +130,21 @@ class Settings(BaseSettings):
         return (self.server or f"http://127.0.0.1:{self.port}").rstrip("/")
 
     @property
+    def relay_for_hosts(self) -> str:
+        """URL at which hosts dial the relay."""
+        return (self.relay_url or f"https://{in_url(self.relay_bind or self.bind)}:{self.relay_port}").rstrip("/")
+
+    @property
+    def relay_for_gateways(self) -> str:
+        internal = f"http://{in_url(self.relay_internal_bind)}:{self.relay_internal_port}"
+        return (self.relay_internal_url or internal).rstrip("/")
+
+    @property
+    def relay_of_host(self) -> str:
+        """What a host dials."""
+        return (self.server or f"https://127.0.0.1:{self.relay_port}").rstrip("/")
+
+    @property
     def effective_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'holdfast.db'}"
 
@@ -126,3 +164,9 @@ class Settings(BaseSettings):
         """Where a person reads about this entity in the Temporal UI."""
         namespace = quote(self.temporal_namespace, safe="")
         return f"{self.effective_temporal_ui_url}/namespaces/{namespace}/workflows/{quote(workflow_id, safe='')}"
+
+
+def in_url(address: str) -> str:
+    """An address as it stands in a URL from this machine."""
+    address = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+    return f"[{address}]" if ":" in address else address

@@ -106,6 +106,8 @@ class EndpointRow(SQLModel, table=True):
     """Requests that the engine works on at a time; 0: not known."""
     launch: int = 0
     """Which launch of its deployment it belongs to (``DeploymentRow.traffic``)."""
+    host_id: str | None = Field(default=None, index=True)
+    """Where it is: gateways go to the host's own port, wherever that is by now, and show a ticket for this host."""
 
 
 class RevisionRow(SQLModel, table=True):
@@ -175,6 +177,26 @@ class HostRow(SQLModel, table=True):
     """Lost together with too many others: its replicas are not placed elsewhere until a person approves."""
     durable: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """The workflow's whole state, from which it can be made anew."""
+    public_key: str = ""
+    """PEM; its passes are signed with the other half."""
+    joined_with: str = ""
+    """Id of the join token."""
+    boot_id: str = ""
+    """Of the machine that speaks as this host; another one is refused while this one does."""
+    certificate_expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    tunnel_only: bool = False
+    """Its port cannot be reached from here: gateways go through the relay that holds its tunnel."""
+    tunnel_url: str = ""
+    """Internal URL of that relay; empty: none holds one."""
+    reserved_for: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """Only deployments that carry all of these labels are placed here; empty: all."""
+    given_labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """By a person, over those that the host reports; ``labels`` is both."""
+    reserve: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """By a person: ``ram_bytes``, and ``vram_bytes`` of each GPU, that placement leaves alone, instead of the host's."""
+    status: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The newest ``fleet.telemetry.HostStatus``."""
+    status_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     projection: int = 0
     joined_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
     seen_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
@@ -197,6 +219,10 @@ class GpuRow(SQLModel, table=True):
     cordoned: bool = False
     """Takes no new claims, because it faulted or a person said so; stays so over new inventories."""
     cordon_reason: str = ""
+    foreign_bytes: int = Field(default=0, sa_type=BigInteger)
+    """Memory that others than our engines use, as last reported: ``allocatable`` is without it."""
+    details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The whole ``fleet.inventory.Gpu``."""
     generation: int = 0
 
 
@@ -237,9 +263,13 @@ class JoinTokenRow(SQLModel, table=True):
     description: str = ""
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
     expires_at: datetime = Field(sa_type=UtcDateTime)
+    max_uses: int = 1
+    uses: int = 0
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     used_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """The last time."""
     used_by: str = ""
-    """Host id."""
+    """Id of the host that used it last."""
 
 
 class ApiKeyRow(SQLModel, table=True):
@@ -255,6 +285,52 @@ class ApiKeyRow(SQLModel, table=True):
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
     expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class AuthorityRow(SQLModel, table=True):
+    """Keys of this installation: ``ca`` and ``tickets``."""
+
+    __tablename__ = "authority"
+
+    id: str = Field(primary_key=True)
+    certificate: str = ""
+    """PEM; empty for a key without one."""
+    sealed_key: str
+    """PEM, sealed with the master key."""
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class HostStatusRow(SQLModel, table=True):
+    """What hosts said of themselves in the last half hour."""
+
+    __tablename__ = "host_status"
+    __table_args__ = (Index("host_status_by_time", "at"),)
+
+    host_id: str = Field(primary_key=True)
+    at: datetime = Field(primary_key=True, sa_type=UtcDateTime)
+    status: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class AuditRow(SQLModel, table=True):
+    """Who did, or tried, what."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_by_time", "at"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    actor: str
+    """``host:<id>``, ``key:<id>``, or ``unknown``."""
+    action: str
+    """E.g. ``temporal.StartWorkflowExecution``, ``host.join``, ``engine.request``."""
+    target: str = ""
+    outcome: str
+    """``done`` or ``refused``."""
+    reason: str = ""
+    peer: str = ""
+    """Network address that it came from."""
+    count: int = 1
+    """So many alike within a minute are one row."""
 
 
 class RegistryRow(SQLModel, table=True):
