@@ -229,6 +229,7 @@ class FakeApi:
 def serving(fake: FakeApi) -> Iterator[FakeApi]:
     config = uvicorn.Config(fake.app(), port=0, log_level="critical", ws="none")
     socket = config.bind_socket()
+    socket.listen()  # else whoever is quicker than the thread below is refused
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
