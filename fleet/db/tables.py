@@ -184,6 +184,8 @@ class HostRow(SQLModel, table=True):
     boot_id: str = ""
     """Of the machine that speaks as this host; another one is refused while this one does."""
     certificate_expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    reach: str = "auto"
+    """How gateways are to reach it, as the host wishes (``fleet.inventory.Registration``)."""
     tunnel_only: bool = False
     """Its port cannot be reached from here: gateways go through the relay that holds its tunnel."""
     tunnel_url: str = ""

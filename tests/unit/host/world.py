@@ -165,6 +165,7 @@ class World:
             http=self._http,
             address="127.0.0.1",
             cpu_count=2,
+            door=lambda: "https://127.0.0.1:7",
         )
         return Supervisor(parts)
 
