@@ -1,7 +1,7 @@
 #!/bin/sh
-# What the tests need of the system and cannot have from a Python package: Chromium, for the tests of web pages, and
-# iproute2, for hosts that are cut off from the network (PostgreSQL comes with the 'test' extra). Never fails: what is
-# missing is left out, and said.
+# What the tests need of the system and cannot have from a Python package: Chromium, for the tests of web pages,
+# iproute2, for hosts that are cut off from the network, and gcc, for NVIDIA cards that are not there (PostgreSQL comes
+# with the 'test' extra). Never fails: what is missing is left out, and said.
 set -u
 
 say() { echo "tests: $*"; }
@@ -58,5 +58,16 @@ elif say "ip is not here: installing the package 'iproute2'" && install iproute2
     say "ip: $(command -v ip)"
 else
     say "iproute2 could not be installed (see above): tests of hosts that are cut off are left out"
+fi
+
+compiles() { echo '#include <stdio.h>' | gcc -x c -c -o /dev/null - 2>/dev/null; }
+if compiles; then
+    say "gcc: $(command -v gcc)"
+elif ! may_install; then
+    say "gcc is not here: tests with NVIDIA cards that are not there are left out (they need gcc and the C headers)"
+elif say "gcc is not here: installing the packages 'gcc' and 'libc6-dev'" && install gcc && install libc6-dev && compiles; then
+    say "gcc: $(command -v gcc)"
+else
+    say "gcc could not be installed (see above): tests with NVIDIA cards that are not there are left out"
 fi
 exit 0
