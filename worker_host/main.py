@@ -27,9 +27,11 @@ from worker_host.engine_log import EngineLogs
 from worker_host.identity import CannotJoin, host_folder, identify
 from worker_host.install import Engines
 from worker_host.lease import LeaseKeeper
+from worker_host.log_reader import LogReader
 from worker_host.records import Records
-from worker_host.runtime.process import ProcessRuntime
+from worker_host.runtime.choice import runtimes_of
 from worker_host.server import HostServer
+from worker_host.starting import Starter
 from worker_host.supervised import HostParts
 from worker_host.supervisor import JANITOR_S, Supervisor
 
@@ -135,24 +137,32 @@ class HostProcess:
             await self._supervisor.keep_only(await self._control_plane.confirm(running))
 
     def _parts(self) -> HostParts:
+        sealer = host_sealer(digest(self._identity.credential))
+        runtimes = runtimes_of(self._settings, self._identity.host_id, host_folder(self._settings))
+        starter = Starter(
+            runtimes=runtimes,
+            engines=Engines(self._settings.home / "engines", self._inventory.engines),
+            logs=self._logs,
+            sealer=sealer,
+            gpus=lambda: self._inventory.gpus,
+            cpu_count=self._inventory.cpu_count,
+        )
         return HostParts(
             client=self._client,
             control_plane=self._control_plane,
             records=self._records,
-            runtime=ProcessRuntime(self._identity.host_id),
-            engines=Engines(self._settings.home / "engines", self._inventory.engines),
+            runtimes=runtimes,
+            starter=starter,
             logs=self._logs,
-            sealer=host_sealer(digest(self._identity.credential)),
+            sealer=sealer,
             http=self._http,
-            address=self._settings.host_address,
-            cpu_count=self._inventory.cpu_count,
         )
 
     def _app(self) -> Starlette:
         return HostServer(
             identity=self._identity,
             models=self._settings.home / "models",
-            logs=self._logs,
+            log_reader=LogReader(self._logs, host_sealer(digest(self._identity.credential))),
             running=lambda: len(self._supervisor.running()),
             metrics_of=self._supervisor.metrics,
         ).app()

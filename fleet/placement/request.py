@@ -19,6 +19,9 @@ class PlacementRequest(Record):
     host_selector: dict[str, str] = {}
     excluded_hosts: tuple[str, ...] = ()
     env_sealed: dict[str, str] = {}
+    runtime: str = "auto"
+    image: str = ""
+    """The deployment's own."""
 
 
 class Placement(Record):

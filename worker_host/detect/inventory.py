@@ -8,6 +8,7 @@ from fleet.engines.catalog import ADAPTERS
 from fleet.inventory import AcceleratorKind, EngineBuild, Inventory
 from fleet.settings import Settings
 from worker_host.detect import machine, nvidia
+from worker_host.runtime.choice import runtimes_here
 
 
 def take_inventory(settings: Settings, name: str) -> Inventory:
@@ -28,6 +29,7 @@ def take_inventory(settings: Settings, name: str) -> Inventory:
         disk_free_bytes=free,
         gpus=nvidia.detect(),
         engines=engine_builds(settings),
+        runtimes=runtimes_here(settings),
         labels=settings.host_labels,
     )
 
@@ -40,7 +42,17 @@ def engine_builds(settings: Settings) -> tuple[EngineBuild, ...]:
             builds.append(_own_llama_server(settings.llama_server))
         else:
             builds.append(EngineBuild(engine=adapter.name, version=adapter.default_version))
-    return tuple(builds)
+    return (*builds, *_images(settings))
+
+
+def _images(settings: Settings) -> tuple[EngineBuild, ...]:
+    """What this host has been told to run engines from in containers."""
+    found = []
+    for key, image in settings.host_engine_images.items():
+        engine, _, kind = key.partition("/")
+        kinds = (AcceleratorKind(kind),) if kind else (AcceleratorKind.CPU,)
+        found.append(EngineBuild(engine=engine, version="", accelerators=kinds, origin="image", image=image))
+    return tuple(found)
 
 
 def _own_llama_server(binary: Path) -> EngineBuild:
