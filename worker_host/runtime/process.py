@@ -80,7 +80,7 @@ class ProcessRuntime:
             said = psutil.Process(_mine(handle).pid).environ().get(PORT, "")
         except (psutil.Error, OSError):
             return None
-        return int(said) if said.isascii() and said.isdigit() else None
+        return int(said) or None if said.isascii() and said.isdigit() else None
 
     async def alive(self, handle: Handle) -> bool:
         return self._lives(_mine(handle))
