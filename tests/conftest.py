@@ -9,6 +9,7 @@ from tests.database_fixtures import database, database_url, new_postgres_databas
 from tests.docker_fixtures import (
     actor,
     actor_image,
+    cramped_docker_engine,
     docker_engine,
     llama_image,
     locked_registry,
@@ -23,6 +24,7 @@ __all__ = [
     "actor",
     "actor_image",
     "ask",
+    "cramped_docker_engine",
     "database",
     "database_url",
     "docker_engine",

@@ -32,7 +32,7 @@ LLAMA_SERVER = "holdfast-test/llama-server:1"
 USER, PASSWORD = "puller", "pull-secret-1"
 _HTPASSWD = f"{USER}:$2b$05$bQLDANakqWPZ7SG.HIbxU.KmLqzoew/jG2qmK.fr2/L3x0SbIVQvG\n"
 _SUBNETS = "10.231."
-_OURS = re.compile(r"\bhfd(\d+)\b")
+_OURS = re.compile(r"\bhfd(\d+)[a-z]?\b")
 """Names carry the process id of the test run, by which what a dead one has left is found."""
 
 
@@ -52,12 +52,15 @@ class DockerEngine:
 
 
 class OwnEngine(DockerEngine):
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._bridge = f"hfd{os.getpid()}"
+    def __init__(self, more: str = "", disk_bytes: int = 0) -> None:
+        """``more``: a letter, for one beside the first. ``disk_bytes``: all that it has for images and containers."""
+        self._bridge = f"hfd{os.getpid()}{more}"
+        self.folder = CACHE / "docker" / self._bridge
+        self._disk_bytes = disk_bytes
         self._run = Path("/run") / self._bridge
         """For sockets, whose paths must be short."""
         super().__init__(f"unix://{self._run}/docker.sock", own=True)
+        self._containerd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._subnet = _free_subnet()
 
@@ -65,26 +68,43 @@ class OwnEngine(DockerEngine):
         for folder in (self.folder, self._run):
             folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "daemon.json").write_text("{}")
+        if self._disk_bytes:
+            (self.folder / "data").mkdir()
+            options = f"size={self._disk_bytes}"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.folder / "data"], check=True)
+        (self.folder / "containerd.toml").write_text(
+            f'version = 2\nroot = "{self.folder}/data/containerd"\nstate = "{self._run}/containerd"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        )
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("addr", "add", f"{self._subnet}.1/25", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
 
     def start(self) -> None:
         """Returns when it answers."""
-        command = ["dockerd", "--config-file", self.folder / "daemon.json", "--host", self.url]
+        command: list[str | Path] = ["dockerd", "--config-file", self.folder / "daemon.json", "--host", self.url]
         command += ["--data-root", self.folder / "data", "--exec-root", self._run / "exec"]
         command += ["--pidfile", self._run / "pid", "--bridge", self._bridge, "--live-restore"]
         command += ["--iptables=false", "--ip-masq=false", "--ip-forward=false", "--exec-opt", _CGROUPS]
         command += ["--default-address-pool", f"base={self._subnet}.128/25,size=28"]
+        command += ["--containerd", self._run / "containerd.sock"]
         (self._run / "pid").unlink(missing_ok=True)
-        with (self.folder / "log").open("ab") as output:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        if self._containerd is None:
+            self._containerd = self._spawn(
+                ["containerd", "--config", self.folder / "containerd.toml", "--address", self._run / "containerd.sock"]
             )
+            eventually((self._run / "containerd.sock").exists, within=30, what="containerd answers")
+        self._process = self._spawn(command)
         try:
             eventually(self.answers, within=60, what="the Docker engine answers", every=0.1)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{(self.folder / 'log').read_text()[-3000:]}") from None
+
+    def _spawn(self, command: list[str | Path]) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as output:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
 
     def kill(self) -> None:
         """As a crash does: its containers go on."""
@@ -103,6 +123,9 @@ class OwnEngine(DockerEngine):
                 self._process.wait(20)
             except subprocess.TimeoutExpired:
                 self.kill()
+        if self._containerd is not None:
+            self._containerd.kill()
+            self._containerd.wait()
         _clear(self.folder)
         _clear(self._run)
         _ip("link", "del", self._bridge)
@@ -116,7 +139,7 @@ def docker_engine() -> Iterator[DockerEngine]:
     """Skips where there is none and none can be started."""
     if os.geteuid() == 0 and shutil.which("dockerd") and shutil.which("ip"):
         _clear_after_the_dead()
-        engine = OwnEngine(CACHE / "docker" / f"hfd{os.getpid()}")
+        engine = OwnEngine()
         engine.make()
         try:
             engine.start()
@@ -138,6 +161,20 @@ def own_docker_engine(docker_engine: DockerEngine) -> Iterator[OwnEngine]:
     yield docker_engine
     if not docker_engine.answers():
         docker_engine.start()
+
+
+@pytest.fixture
+def cramped_docker_engine(docker_engine: DockerEngine) -> Iterator[OwnEngine]:
+    """One with hardly any disk."""
+    if not docker_engine.own:
+        pytest.skip("needs root, to start a Docker engine of its own")
+    made = OwnEngine("c", disk_bytes=24 << 20)
+    made.make()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture(scope="session")
@@ -298,7 +335,7 @@ def _clear_after_the_dead() -> None:
         found = _OURS.fullmatch(folder.name)
         if found and not psutil.pid_exists(int(found[1])):
             _clear(folder)
-    for bridge, address in re.findall(r"\b(hfd\d+|br-\w+)\s+inet ([\d.]+)", _ip("-o", "-4", "addr", "show")):
+    for bridge, address in re.findall(r"\b(hfd\d+[a-z]?|br-\w+)\s+inet ([\d.]+)", _ip("-o", "-4", "addr", "show")):
         if address.startswith(_SUBNETS) and _is_of_the_dead(bridge, address):
             _ip("link", "del", bridge)
 
@@ -307,7 +344,7 @@ def _is_of_the_dead(bridge: str, address: str) -> bool:
     if found := _OURS.fullmatch(bridge):
         return not psutil.pid_exists(int(found[1]))
     subnet = address.rpartition(".")[0]  # a network made by an engine whose own bridge has gone
-    return not re.search(rf"\bhfd\d+\s+inet {re.escape(subnet)}\.1/", _ip("-o", "-4", "addr", "show"))
+    return not re.search(rf"\bhfd\d+[a-z]?\s+inet {re.escape(subnet)}\.1/", _ip("-o", "-4", "addr", "show"))
 
 
 def _clear(folder: Path) -> None:

@@ -26,8 +26,9 @@ class Endings:
         if not ended.out_of_memory:
             return found
         known = known_classes()["container_oom"]
-        changes = {"failure_class": known.name, "hint": known.hint, "remedy": known.remedy}
-        return found.model_copy(update=changes)
+        at_most = known.at_most if not self._served else None
+        named = {"failure_class": known.name, "hint": known.hint, "remedy": known.remedy, "at_most": at_most}
+        return found.model_copy(update=named)
 
     def given_up(self, why: StartTimeout | Refused | Hung) -> EngineExit:
         """We killed it."""

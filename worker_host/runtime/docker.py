@@ -122,7 +122,7 @@ class DockerRuntime:
 
     async def keep_log(self, handle: Handle, log: Path) -> None:
         """Both outputs, as Docker keeps them."""
-        ref = _mine(handle)
+        ref, told = _mine(handle), False
         while True:
             try:
                 over = not await self._client.call(lambda api: _is_running(api, ref.id))
@@ -132,7 +132,9 @@ class DockerRuntime:
             except NotFound:
                 return
             except (RuntimeAway, APIError, OSError) as error:
-                _log.warning("the log of %s stands still: %s", ref, error)
+                if not told:
+                    _log.warning("the log of %s stands still: %s", ref, error)
+                told = True
                 await asyncio.sleep(_AWAY_S)
 
     async def discard(self, handle: Handle) -> None:
@@ -159,8 +161,6 @@ class DockerRuntime:
             raise CannotStart(f"cannot start {job.engine} in a container: no image")
         if not job.container.host_network:
             _ensure_network(api)
-        if self._denied:
-            _note(job.log, f"this Docker engine may not raise the limits of {', '.join(sorted(self._denied))}")
         name = name_of(job, self._host_id)
         self._journal.begin(Entry(engine=job.engine, name=name, port=job.port))
         try:
@@ -181,6 +181,8 @@ class DockerRuntime:
                 _log.warning("this Docker engine may not raise the limits of %s: engines go without", denied)
                 self._denied |= denied
                 continue
+            if self._denied:
+                _note(job.log, f"this Docker engine may not raise the limits of {', '.join(sorted(self._denied))}")
             facts = _inspect(api, container_id)
             return _ref(facts) if facts else ContainerRef(id=container_id, name=name)
 
@@ -229,6 +231,7 @@ class DockerRuntime:
 
     async def _signal(self, ref: ContainerRef, number: signal.Signals) -> None:
         """By Docker, or directly while Docker is away; if neither can, until Docker is back."""
+        told = False
         while True:
             try:
                 await self._client.call(lambda api: _kill(api, ref.id, number))
@@ -239,7 +242,9 @@ class DockerRuntime:
                     if lives(process):
                         os.kill(process.pid, number)
                     return
-                _log.warning("cannot signal %s: %s", ref, error)
+                if not told:
+                    _log.warning("cannot signal %s until Docker is back: %s", ref, error)
+                told = True
                 await asyncio.sleep(_AWAY_S)
 
     async def _copy_log(self, ref: ContainerRef, into: Path) -> None:
