@@ -163,6 +163,20 @@ def own_docker_engine(docker_engine: DockerEngine) -> Iterator[OwnEngine]:
         docker_engine.start()
 
 
+@pytest.fixture(scope="module")
+def other_docker_engine(docker_engine: DockerEngine) -> Iterator[OwnEngine]:
+    """A second one, to pull what the first has pushed."""
+    if not docker_engine.own:
+        pytest.skip("needs root, to start a Docker engine of its own")
+    made = OwnEngine("b")
+    made.make()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
 @pytest.fixture
 def cramped_docker_engine(docker_engine: DockerEngine) -> Iterator[OwnEngine]:
     """One with hardly any disk."""

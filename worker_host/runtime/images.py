@@ -51,10 +51,16 @@ class Image(Record):
     has_entrypoint: bool
 
 
-class _Used(Record):
-    """What we pulled, and when it was last used."""
+class _Pulled(Record):
+    names: tuple[str, ...] = ()
+    """Under which we pulled it."""
+    last_used: datetime
 
-    images: dict[str, datetime] = {}
+
+class _Notes(Record):
+    """What we pulled ourselves, by id."""
+
+    images: dict[str, _Pulled] = {}
 
 
 @dataclass
@@ -85,7 +91,7 @@ class Images:
             found = await self._here(image)
         if found is None:
             raise CannotStart(f"cannot pull {image}: it is not there after pulling: manifest unknown")
-        await asyncio.to_thread(self._note, found.id, only_known=True)
+        await asyncio.to_thread(self._note_use, found.id)
         return found
 
     async def _here(self, image: str) -> Image | None:
@@ -118,7 +124,7 @@ class Images:
                     await asyncio.sleep(pause)
                     pause *= 2
                 else:
-                    await asyncio.to_thread(self._note, facts["Id"])
+                    await asyncio.to_thread(self._note_pull, facts["Id"], source)
                     return
         raise CannotStart("\n".join(complaints))
 
@@ -150,24 +156,23 @@ class Images:
     # -- clearing up ------------------------------------------------------------------------------------------
 
     def clear_up(self) -> list[str]:
-        """Remove what is superfluous; its ids. Blocks. Raises RuntimeAway."""
+        """Remove what is superfluous; its ids. Blocks. Raises RuntimeAway and APIError."""
         ours = self._noted()
         if not ours:
             return []
         facts = self.client.blocking(lambda api: {i["Id"]: i for i in api.images(all=False)})
         used = self.client.blocking(lambda api: {c["ImageID"] for c in api.containers(all=True)})
         kept = [
-            KeptImage(image_id, int(facts[image_id]["Size"]), last_used, in_use=image_id in used)
-            for image_id, last_used in ours.items()
+            KeptImage(image_id, int(facts[image_id]["Size"]), pulled.last_used, in_use=image_id in used)
+            for image_id, pulled in ours.items()
             if image_id in facts
         ]
         removed = []
         now = datetime.now(UTC)
         for image in superfluous(kept, now, unused_for=self.unused_for, bytes_short=self._bytes_short()):
             try:
-                for name in [*(facts[image.id].get("RepoTags") or ()), *(facts[image.id].get("RepoDigests") or ())]:
+                for name in ours[image.id].names:  # with its last name it goes; one that somebody else gave keeps it
                     self.client.blocking(lambda api, name=name: _untag(api, name))  # type: ignore[misc]
-                self.client.blocking(lambda api, i=image.id: _untag(api, i))  # type: ignore[misc]
             except APIError as error:  # a container was made from it meanwhile
                 log.info("image %s stays: %s", image.id, _said(error))
                 continue
@@ -184,26 +189,35 @@ class Images:
         usage = psutil.disk_usage(root)
         return max(0, int(usage.total * self.free_share) - usage.free)
 
-    def _noted(self) -> dict[str, datetime]:
+    def _noted(self) -> dict[str, _Pulled]:
         try:
-            return dict(_Used.model_validate_json(self.notebook.read_text()).images)
+            return dict(_Notes.model_validate_json(self.notebook.read_text()).images)
         except (OSError, ValueError):
             return {}
 
-    def _note(self, image_id: str, *, only_known: bool = False) -> None:
+    def _note_pull(self, image_id: str, name: str) -> None:
         with self._lock:
             noted = self._noted()
-            if only_known and image_id not in noted:
-                return
-            self._write(noted | {image_id: datetime.now(UTC)})
+            names = noted[image_id].names if image_id in noted else ()
+            pulled = _Pulled(names=tuple(dict.fromkeys((*names, name))), last_used=datetime.now(UTC))
+            self._write(noted | {image_id: pulled})
+
+    def _note_use(self, image_id: str) -> None:
+        with self._lock:
+            noted = self._noted()
+            if image_id in noted:
+                used = noted[image_id].model_copy(update={"last_used": datetime.now(UTC)})
+                self._write(noted | {image_id: used})
 
     def _forget(self, image_ids: set[str]) -> None:
         with self._lock:
-            self._write({i: at for i, at in self._noted().items() if i not in image_ids})
+            noted = self._noted()
+            if image_ids & noted.keys():
+                self._write({i: pulled for i, pulled in noted.items() if i not in image_ids})
 
-    def _write(self, noted: dict[str, datetime]) -> None:
+    def _write(self, noted: dict[str, _Pulled]) -> None:
         try:
-            write_atomically(self.notebook, _Used(images=noted).model_dump_json())
+            write_atomically(self.notebook, _Notes(images=noted).model_dump_json())
         except OSError as error:  # then it is never removed
             log.warning("cannot write %s: %s", self.notebook, error)
 
