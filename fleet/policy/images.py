@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+_SPARED = timedelta(hours=1)
+"""An image that was used so recently is probably about to be."""
+
 
 @dataclass(frozen=True)
 class KeptImage:
@@ -24,8 +27,11 @@ def superfluous(
     bytes_short: int = 0,
 ) -> list[KeptImage]:
     """Those to remove, least recently used first: unused for too long, or as many as make up for ``bytes_short`` of
-    disk. One that a container is made from is never among them. Layers may be shared, so less may come free."""
-    idle = sorted((i for i in images if not i.in_use), key=lambda i: (i.last_used, i.id))
+    disk. Never one that a container is made from, or is about to be. Layers may be shared, so less may come free."""
+    idle = sorted(
+        (i for i in images if not i.in_use and now - i.last_used > min(_SPARED, unused_for)),
+        key=lambda i: (i.last_used, i.id),
+    )
     doomed = []
     for image in idle:
         if now - image.last_used <= unused_for and bytes_short <= 0:
