@@ -237,7 +237,13 @@ class SupervisedEngine:
         if self._record.ready_since is None:  # else it was ready before we adopted it, and may be busy now
             await self._probe().until_ready(one_token, spec.start_timeout_s)
             self._save(ready_since=datetime.now(UTC))
-        await EngineWatch(self._probe(), one_token, spec, self._seen).run(suspect=self._record.suspect)
+        while True:
+            try:
+                await EngineWatch(self._probe(), one_token, spec, self._seen).run(suspect=self._record.suspect)
+            except Hung:
+                process = self._record.process
+                if process is None or not await self._runtime(process).until_back():
+                    raise
 
     def _seen(self, level: Level, reason: str) -> None:
         suspect = level is Level.SUSPECT

@@ -137,6 +137,13 @@ class DockerRuntime:
                 told = True
                 await asyncio.sleep(_AWAY_S)
 
+    async def until_back(self) -> bool:
+        away = False
+        while not await asyncio.to_thread(self._client.answers):
+            away = True
+            await asyncio.sleep(_AWAY_S)
+        return away
+
     async def discard(self, handle: Handle) -> None:
         """When Docker is away it stays, until ``clear_up``."""
         try:

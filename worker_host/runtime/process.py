@@ -114,6 +114,10 @@ class ProcessRuntime:
         finally:
             ending.cancel()
 
+    async def until_back(self) -> bool:
+        """Processes need nobody."""
+        return False
+
     async def discard(self, handle: Handle) -> None:
         """Nothing is left of a process."""
 

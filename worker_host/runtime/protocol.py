@@ -142,6 +142,11 @@ class Runtime(Protocol):
         said everything; cancelled and called again, by whichever process, it misses nothing and repeats nothing."""
         ...
 
+    async def until_back(self) -> bool:
+        """Until the container engine answers; whether it was away. Without it nobody can reach the ports that it
+        publishes, so an engine that does not answer meanwhile need not hang."""
+        ...
+
     async def discard(self, handle: Handle) -> None:
         """Remove what is left of one that has ended, its log apart. Twice is the same as once."""
         ...

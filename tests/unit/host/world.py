@@ -72,14 +72,16 @@ class FakeEngines:
 class World:
     """``restart`` is what a crash and a new process do: the engines and the disk stay, everything else is new."""
 
-    def __init__(self, folder: Path, http: httpx.AsyncClient, host_id: str) -> None:
+    def __init__(
+        self, folder: Path, http: httpx.AsyncClient, host_id: str, *, docker: str = "unix:///no/docker/here"
+    ) -> None:
         self.folder = folder
         self.host_id = host_id
         self.temporal = FakeTemporal()
         self.control_plane = FakeControlPlane()
         self.engines = FakeEngines(_executable(folder / "llama-server"))
         self.logs = EngineLogs(folder / "logs")
-        self.settings = Settings(home=folder, host_docker="unix:///no/docker/here")
+        self.settings = Settings(home=folder, host_docker=docker)
         self.gpus: tuple[Gpu, ...] = ()
         self.models = folder / "models"
         self.models.mkdir()
