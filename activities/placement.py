@@ -13,7 +13,7 @@ from fleet.access.sealing import Sealer, host_sealer
 from fleet.db import claims
 from fleet.db.hosts import ReadyHost, ready_hosts, replicas_by_host
 from fleet.db.session import Database
-from fleet.db.tables import HostRow
+from fleet.db.tables import DeploymentRow, HostRow
 from fleet.host_client import FileFacts
 from fleet.model_files import ModelFiles
 from fleet.placement.choose import Choice, HostView, ModelFile, choose
@@ -21,6 +21,7 @@ from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Un
 
 _LOOKS = 10
 """How often a lost race makes us look again before we let the workflow wait."""
+_PROJECTED_SOON_S = 0.1
 
 
 class PlacementActivities(PlacementContract):
@@ -56,7 +57,8 @@ class PlacementActivities(PlacementContract):
         reason = "too many others place at the same time"
         for _ in range(_LOOKS):
             hosts = await self._hosts(request)
-            verdict = choose(request, hosts)
+            labels = await self._labels(request.deployment, hosts)
+            verdict = choose(request.model_copy(update={"labels": labels}), hosts)
             if isinstance(verdict, Unplaceable):
                 return PlaceResult(unplaceable=verdict)
             try:
@@ -65,6 +67,15 @@ class PlacementActivities(PlacementContract):
             except claims.ClaimLost as lost:
                 reason = str(lost)
         return PlaceResult(unplaceable=Unplaceable(reasons=(reason,)))
+
+    async def _labels(self, deployment: str, hosts: list[HostView]) -> dict[str, str]:
+        """Of the deployment; asked for only where some host is reserved. Its first projection may be on its way."""
+        for _ in range(_LOOKS if any(h.reserved_for for h in hosts) else 0):
+            row = await self._database.aread(lambda s: s.get(DeploymentRow, deployment))
+            if row is not None:
+                return row.labels
+            await asyncio.sleep(_PROJECTED_SOON_S)
+        return {}
 
     async def _hosts(self, request: PlacementRequest) -> list[HostView]:
         ready = await self._database.aread(lambda s: ready_hosts(s, request.deployment))

@@ -5,7 +5,8 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 
 from api import docs, problems
-from api.management import access, deployments, drains, gpus, host_agents, hosts, instances, rollouts, system
+from api.auditing import Audited
+from api.management import access, audit, deployments, drains, gpus, hosts, instances, rollouts, system
 from api.state import Services
 
 _DESCRIPTION = """Runs AI models on fleets of GPUs and never lets go of them.
@@ -13,7 +14,7 @@ _DESCRIPTION = """Runs AI models on fleets of GPUs and never lets go of them.
 Send `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) that name the field and the remedy.
 The OpenAI API is under `/v1`.
 """
-_GROUPS = ("deployments", "rollouts", "instances", "hosts", "gpus", "access", "system", "host workers")
+_GROUPS = ("deployments", "rollouts", "instances", "hosts", "gpus", "access", "audit", "system")
 
 
 def create_app(services: Services) -> FastAPI:
@@ -26,10 +27,9 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
+    app.add_middleware(Audited)
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
-    # Before the routes with a host id in the path, which would take "join" for one.
-    v1.include_router(host_agents.router)
     for router in (
         deployments.router,
         rollouts.router,
@@ -39,6 +39,7 @@ def create_app(services: Services) -> FastAPI:
         drains.router,
         gpus.router,
         access.router,
+        audit.router,
         system.v1,
     ):
         v1.include_router(router)

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import uvloop
@@ -16,6 +18,9 @@ from api.management.access import ensure_admin_key
 from api.state import Services
 from api.temporal_client import WorkflowClient
 from fleet.access.keys import admin_key, master_sealer_of
+from fleet.access.visitor import Visitor
+from fleet.db.audit import AuditLog
+from fleet.db.authority import Authority, ensure
 from fleet.db.migrate import upgrade
 from fleet.db.session import Database
 from fleet.host_client import HostClient
@@ -45,14 +50,23 @@ class FrontDoor:
 
 
 async def build_services(settings: Settings, database: Database, gateway_metrics: CollectorRegistry) -> Services:
-    hosts = HostClient()
+    master = master_sealer_of(settings)
+    authority = await asyncio.to_thread(ensure, database, master)
+    hosts = HostClient(Visitor(authority.ca.certificate_pem, authority.tickets))
     return Services(
         settings=settings,
         database=database,
         workflows=WorkflowClient(await connect(settings, lazy=True), settings.timings),
         hosts=hosts,
         files=ModelFiles(hosts),
-        master=master_sealer_of(settings),
+        master=master,
+        authority=authority,
+        audit=AuditLog(
+            database,
+            gateway_metrics,
+            keep=timedelta(days=settings.audit_keep_days),
+            keep_rows=settings.audit_keep_rows,
+        ),
         gateway_metrics=gateway_metrics,
     )
 
@@ -62,17 +76,20 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     listening = listen(settings.bind, settings.port)
     await asyncio.to_thread(upgrade, settings.effective_database_url)
     database = Database(settings.effective_database_url)
-    gateway = Gateway(database)
+    gateway = Gateway(database, keys=_keys(settings, database))
     services = await build_services(settings, database, gateway.metrics.registry)
     await ensure_admin_key(services, admin_key(settings))
     app: FastAPI = create_app(services)
     await gateway.start()
+    auditing = asyncio.create_task(services.audit.run())
     try:
         front = FrontDoor(gateway, BodyLimit(app, MANAGEMENT_BODY_LIMIT))
         async with serving(front, listening, lifespan="off", loop="uvloop", http="httptools"):
             log.info("API on http://%s:%d", settings.bind, settings.port)
             await stop.wait()
     finally:
+        auditing.cancel()
+        await asyncio.wait([auditing])
         await gateway.stop()
         await services.hosts.aclose()
         database.close()
@@ -82,12 +99,18 @@ async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
     """Only the inference routes. Raises CannotListen."""
     listening = listen(settings.bind, settings.port)
     database = Database(settings.effective_database_url)
+    gateway = Gateway(database, keys=_keys(settings, database))
     try:
-        async with serving(standalone(Gateway(database)), listening, lifespan="on", loop="uvloop", http="httptools"):
+        async with serving(standalone(gateway), listening, lifespan="on", loop="uvloop", http="httptools"):
             log.info("gateway on http://%s:%d", settings.bind, settings.port)
             await stop.wait()
     finally:
         database.close()
+
+
+def _keys(settings: Settings, database: Database) -> Callable[[], Authority]:
+    master = master_sealer_of(settings)
+    return lambda: ensure(database, master)
 
 
 def main(settings: Settings) -> int:

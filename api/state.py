@@ -7,14 +7,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
-from sqlmodel import Session, select
+from sqlmodel import select
 
 from api.temporal_client import WorkflowClient
 from fleet.access.sealing import Sealer
 from fleet.access.secrets import digest
+from fleet.db.audit import AuditLog
+from fleet.db.authority import Authority
 from fleet.db.session import Database
-from fleet.db.tables import ApiKeyRow, HostRow
-from fleet.errors import Forbidden, NotFound, Unauthenticated
+from fleet.db.tables import ApiKeyRow
+from fleet.errors import Forbidden, Unauthenticated
 from fleet.host_client import HostClient
 from fleet.model_files import ModelFiles
 from fleet.settings import Settings
@@ -31,6 +33,8 @@ class Services:
     hosts: HostClient
     files: ModelFiles
     master: Sealer
+    authority: Authority
+    audit: AuditLog
     gateway_metrics: CollectorRegistry
 
 
@@ -43,7 +47,7 @@ ServicesDep = Annotated[Services, Depends(services_of)]
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def require_admin(services: ServicesDep, credentials: Credentials) -> str:
+async def require_admin(request: Request, services: ServicesDep, credentials: Credentials) -> str:
     """The id of an API key with scope ``admin``."""
     if credentials is None:
         raise Unauthenticated("no API key was sent", hint=_HINT)
@@ -51,27 +55,10 @@ async def require_admin(services: ServicesDep, credentials: Credentials) -> str:
     row = await services.database.aread(lambda s: s.exec(select(ApiKeyRow).where(ApiKeyRow.key_hash == hashed)).first())
     if row is None or row.revoked_at is not None or (row.expires_at and row.expires_at <= datetime.now(UTC)):
         raise Unauthenticated("the API key is unknown, revoked or expired", hint=_HINT)
+    request.state.actor = f"key:{row.id}"
     if row.scope != "admin":
         raise Forbidden(f"key {row.prefix} may use the models but not manage them", hint="use a key with scope 'admin'")
     return row.id
 
 
-async def require_host(host_id: str, services: ServicesDep, credentials: Credentials) -> HostRow:
-    """The host whose credential was sent, which must be the one in the path."""
-    if credentials is None:
-        raise Unauthenticated("no host credential was sent", hint="a host gets one when it joins")
-    hashed = digest(credentials.credentials)
-
-    def find(session: Session) -> HostRow | None:
-        return session.exec(select(HostRow).where(HostRow.credential_hash == hashed)).first()
-
-    row = await services.database.aread(find)
-    if row is None:
-        raise NotFound("no host has this credential; it may have been forgotten", hint="join again with a new token")
-    if row.id != host_id:
-        raise Forbidden("this credential belongs to another host", hint="a host speaks for itself only")
-    return row
-
-
 AdminDep = Annotated[str, Depends(require_admin)]
-HostDep = Annotated[HostRow, Depends(require_host)]

@@ -3,10 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
-from fleet.access import tickets
+from fleet.access.authority import name_of_host
+from fleet.access.visitor import Visitor
 from fleet.model import Record
 
 
@@ -23,15 +25,22 @@ class FileFacts(Record):
 
 @dataclass(frozen=True)
 class HostAddress:
+    """Where a host's one port is, and the way there."""
+
     host_id: str
     address: str
     port: int
-    credential_hash: str
+    tunnel_only: bool = False
+    """Only by the tunnel that a relay holds."""
+    tunnel_url: str = ""
+    """Internal URL of that relay; empty: none holds one now."""
 
     @property
-    def base_url(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}"
+    def where(self) -> str:
+        """For people, and in a URL."""
+        if self.tunnel_only:
+            return self.tunnel_url or "no tunnel"
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 class HostUnreachable(Exception):
@@ -39,47 +48,72 @@ class HostUnreachable(Exception):
 
 
 class HostClient:
-    """One per process. Calls carry a short-lived ticket that is good for that host only."""
+    """One per process. A host is known by its certificate, wherever it is; it is shown a ticket for just this call."""
 
-    def __init__(self, timeout_s: float = 5.0) -> None:
-        self._http = httpx.AsyncClient(timeout=timeout_s, trust_env=False)
+    def __init__(self, visitor: Visitor, timeout_s: float = 5.0) -> None:
+        self._visitor = visitor
+        self._timeout = httpx.Timeout(timeout_s)
+        # Connections are not kept: the next host at this address may be another one.
+        once = httpx.Limits(max_keepalive_connections=0)
+        self._direct = httpx.AsyncClient(verify=visitor.tls, timeout=self._timeout, limits=once, trust_env=False)
 
     async def file_facts(self, host: HostAddress, path: str) -> FileFacts:
         """Raises HostUnreachable."""
-        try:
-            answer = await self._http.get(f"{host.base_url}/files", params={"path": path}, headers=_ticket(host))
-            answer.raise_for_status()
-            return FileFacts.model_validate_json(answer.content)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise HostUnreachable(f"{host.host_id} at {host.base_url}: {error!r}") from error
+        async with self._get(host, "/files", params={"path": path}) as answer:
+            if answer.status_code != 200:
+                raise HostUnreachable(f"{host.host_id} at {host.where} answered {answer.status_code}")
+            try:
+                return FileFacts.model_validate_json(await answer.aread())
+            except ValueError as error:
+                raise HostUnreachable(f"{host.host_id} at {host.where}: {error!r}") from error
 
     @asynccontextmanager
     async def engine_log(
         self, host: HostAddress, instance_id: str, params: dict[str, str | int]
     ) -> AsyncIterator[httpx.Response]:
         """The open stream of an engine's log; the caller looks at its status. Raises HostUnreachable."""
-        url = f"{host.base_url}/engines/{instance_id}/log"
         # A followed log may be silent for as long as the engine is.
         timeout = httpx.Timeout(2.0, read=None)
-        try:
-            async with self._http.stream("GET", url, params=params, headers=_ticket(host), timeout=timeout) as answer:
-                yield answer
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise HostUnreachable(f"{host.host_id} at {host.base_url}: {error!r}") from error
+        path = f"/engines/{instance_id}/log"
+        async with self._get(host, path, instance_id, params=params, timeout=timeout) as answer:
+            yield answer
 
     async def engine_metrics(self, host: HostAddress, instance_id: str) -> str | None:
         """In Prometheus' format; None when the engine does not answer. Raises HostUnreachable."""
-        try:
-            answer = await self._http.get(f"{host.base_url}/engines/{instance_id}/metrics", headers=_ticket(host))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise HostUnreachable(f"{host.host_id} at {host.base_url}: {error!r}") from error
-        if answer.status_code not in (200, 404):
-            raise HostUnreachable(f"{host.host_id} at {host.base_url} answered {answer.status_code}")
-        return answer.text if answer.status_code == 200 else None
+        async with self._get(host, f"/engines/{instance_id}/metrics", instance_id) as answer:
+            if answer.status_code not in (200, 404):
+                raise HostUnreachable(f"{host.host_id} at {host.where} answered {answer.status_code}")
+            await answer.aread()
+            return answer.text if answer.status_code == 200 else None
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._direct.aclose()
 
+    @asynccontextmanager
+    async def _get(
+        self, host: HostAddress, path: str, instance_id: str = "", **options: Any
+    ) -> AsyncIterator[httpx.Response]:
+        headers = {"authorization": f"Bearer {self._visitor.host(host.host_id, instance_id)}"}
+        try:
+            async with self._way_to(host) as (http, base, extensions):
+                url = httpx.URL(f"{base}{path}")
+                async with http.stream("GET", url, headers=headers, extensions=extensions, **options) as answer:
+                    yield answer
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            raise HostUnreachable(f"{host.host_id} at {host.where}: {error!r}") from error
 
-def _ticket(host: HostAddress) -> dict[str, str]:
-    return {"authorization": f"Bearer {tickets.issue(host.credential_hash, host.host_id)}"}
+    @asynccontextmanager
+    async def _way_to(self, host: HostAddress) -> AsyncIterator[tuple[httpx.AsyncClient, str, dict[str, str]]]:
+        """The client, the base URL, and what it must be told besides."""
+        name = name_of_host(host.host_id)
+        if not host.tunnel_only:
+            yield self._direct, f"https://{host.where}", {"sni_hostname": name}
+            return
+        if not host.tunnel_url:
+            raise HostUnreachable(f"{host.host_id} holds no tunnel now, and cannot be reached in another way")
+        ticket = {"proxy-authorization": f"Bearer {self._visitor.tunnel(host.host_id)}"}
+        relay = httpx.Proxy(host.tunnel_url, headers=ticket)
+        async with httpx.AsyncClient(
+            verify=self._visitor.tls, timeout=self._timeout, proxy=relay, trust_env=False
+        ) as http:
+            yield http, f"https://{name}", {}

@@ -6,6 +6,7 @@ UNAUTHENTICATED (no valid pass or token), PERMISSION_DENIED, NOT_FOUND (the host
 """
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
@@ -35,12 +36,21 @@ CARRY = SERVICE + "Carry"
 AUTHORIZATION = "authorization"
 """Metadata of every call but ``JOIN``: ``Bearer <pass>`` (``fleet.access.tickets``)."""
 DIAL_HEADER = "holdfast-dial"
+REASON_HEADER = "holdfast-reason"
+"""Trailing metadata of FAILED_PRECONDITION: a ``Reason``."""
 TIME_HEADER = "holdfast-time"
 """Trailing metadata of a refused pass: the relay's time in seconds since 1970, for hosts whose clock is wrong."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Pem = Annotated[str, StringConstraints(min_length=1, max_length=8192, pattern=r"^[ -~\r\n]+$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class Reason(StrEnum):
+    OTHER_MACHINE = "other_machine"
+    """Another machine speaks as this host: ask again later."""
+    VERSION = "version"
+    """This version of the host is not understood: asking again is no use."""
 
 
 class JoinRequest(Wire):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -23,7 +24,8 @@ class CannotListen(Exception):
 def listen(address: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises CannotListen."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listening = socket.socket(family)
+    # With its protocol named: asyncio sends small writes at once only on sockets that it knows for TCP.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((address, port))
@@ -36,13 +38,19 @@ def listen(address: str, port: int) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any, listening: socket.socket, *, grace_s: float = 5.0, **options: Any) -> AsyncIterator[None]:
-    """Serve ``app`` on ``listening`` inside the block; open requests get ``grace_s`` to finish at its end."""
+async def serving(
+    app: Any, listening: socket.socket, *, grace_s: float = 5.0, tls: ssl.SSLContext | None = None, **options: Any
+) -> AsyncIterator[None]:
+    """Serve ``app`` on ``listening`` inside the block; open requests get ``grace_s`` to finish at its end.
+
+    ``tls``: a certificate that is loaded into it later is shown from then on.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=max(1, int(grace_s)),
+        ssl_context_factory=(lambda _config, _default: tls) if tls is not None else None,
         **options,
     )
     server = _Server(config)

@@ -88,6 +88,16 @@ class Settings(BaseSettings):
     breaker_window_s: int = Field(default=300, ge=1)
     """Seconds in which hosts that turn unhealthy count together for ``breaker_share``."""
 
+    audit_keep_days: int = Field(default=90, ge=1, le=36_500)
+    """Days for which the audit log is kept."""
+    audit_keep_rows: int = Field(default=100_000, ge=1000, le=100_000_000)
+    """Entries of the audit log that are kept; of more the oldest go."""
+
+    host_image: str = Field(default="", pattern=r"^[A-Za-z0-9][\w./:@-]*$|^$")
+    """Container image with Holdfast, for the commands that join tokens come with; empty: ``holdfast:<version>``."""
+    host_package: str = Field(default="", pattern=r"^[A-Za-z0-9/][\w./:@=+~,<>\[\]-]*$|^$")
+    """What pip installs on new hosts, for the same commands: a requirement, or path or URL of a wheel; empty:
+    ``holdfast==<version>``."""
     host_name: str = ""
     """Name of this host; empty: the machine's host name."""
     host_address: str = ""

@@ -9,8 +9,10 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.service import RPCError, TLSConfig
+from temporalio.service import KeepAliveConfig, RPCError, TLSConfig
 
+from fleet.access.authority import RELAY_NAME
+from fleet.join import AUTHORIZATION
 from fleet.settings import Settings
 
 log = logging.getLogger("holdfast.temporal")
@@ -52,6 +54,23 @@ async def connect_patiently(settings: Settings) -> Client:
             log.warning("Temporal at %s does not answer yet: %s", settings.effective_temporal_address, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
+
+
+async def connect_to_relay(target: str, namespace: str, ca: str, authorization: str, *, lazy: bool = False) -> Client:
+    """For a host: Temporal, as far as the relay at ``target`` (``host:port``) lets it through.
+
+    ``authorization`` must be renewed while the client lives: ``client.rpc_metadata``. Raises RuntimeError, RPCError.
+    """
+    return await Client.connect(
+        target,
+        namespace=namespace,
+        data_converter=pydantic_data_converter,
+        tls=TLSConfig(server_root_ca_cert=ca.encode(), domain=RELAY_NAME),
+        # A link that is cut without a word must be noticed before the lease is lost.
+        keep_alive_config=KeepAliveConfig(interval_millis=3000, timeout_millis=3000),
+        rpc_metadata={AUTHORIZATION: authorization},
+        lazy=lazy,
+    )
 
 
 def _tls(settings: Settings) -> TLSConfig | bool:

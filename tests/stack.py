@@ -103,7 +103,7 @@ class Process:
 
 
 class Stack:
-    """Temporal, controller, API and any number of hosts. ``start`` returns when the API is ready."""
+    """Temporal, controller, API, relay and any number of hosts. ``start`` returns when API and relay are ready."""
 
     command_line = "fleet.cli"
     """The module that is ``holdfast``."""
@@ -115,8 +115,8 @@ class Stack:
         self.home = folder / "home"
         (self.home / "models").mkdir(parents=True)
         (self.home / "engines").symlink_to(engines)
-        api, temporal, ui = free_ports(3)
-        ours: dict[str, Any] = {"port": api, "temporal_port": temporal, "temporal_ui_port": ui}
+        ports = ("port", "temporal_port", "temporal_ui_port", "relay_port", "relay_internal_port")
+        ours: dict[str, Any] = dict(zip(ports, free_ports(len(ports)), strict=True))
         more = {
             name.removeprefix("HOLDFAST_").lower(): json.loads(value) if value.startswith("{") else value
             for name, value in (env or {}).items()
@@ -124,9 +124,7 @@ class Stack:
         self.settings = Settings(home=self.home, database_url=database_url, **ours | more)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")} | {
             "HOLDFAST_HOME": str(self.home),
-            "HOLDFAST_PORT": str(api),
-            "HOLDFAST_TEMPORAL_PORT": str(temporal),
-            "HOLDFAST_TEMPORAL_UI_PORT": str(ui),
+            **{f"HOLDFAST_{name.upper()}": str(number) for name, number in ours.items()},
             "HOLDFAST_DATABASE_URL": database_url,
             **(env or {}),
         }
@@ -134,6 +132,7 @@ class Stack:
         self.temporal = Process("temporal", command_for(self.settings), self.env, self._logs / "temporal.log")
         self.controller = self._ours("controller")
         self.api = self._ours("api")
+        self.relay = self._ours("relay")
         self.hosts: dict[str, Process] = {}
         self._more: list[Process] = []
         self.key = admin_key(self.settings)
@@ -155,24 +154,27 @@ class Stack:
             self.temporal.start()
         self.controller.start()
         self.api.start()
+        self.relay.start()
         try:
-            eventually(self._ready, within=60, what="API and Temporal ready")
+            eventually(self._ready, within=60, what="API, relay and Temporal ready")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def _ready(self) -> bool:
-        return httpx.get(f"{self.url}/readyz", trust_env=False).json()["status"] == "ok"
+        relay = httpx.get(f"{self.settings.relay_for_gateways}/healthz", trust_env=False)
+        return relay.is_success and httpx.get(f"{self.url}/readyz", trust_env=False).json()["status"] == "ok"
 
     def revive(self) -> None:
         """Start what does not run."""
         for process in self._processes():
             process.ensure()
-        eventually(self._ready, within=60, what="API and Temporal ready")
+        eventually(self._ready, within=60, what="API, relay and Temporal ready")
 
     def add_host(self, name: str, *, prefix: Sequence[str] = (), **env: str) -> Process:
         """Join and start a host; returns when it is ready. ``prefix``: a command that executes it, e.g. elsewhere."""
         token = self.ok(self.http.post("/join-tokens", json={"description": name}))["token"]
-        env = {"HOLDFAST_HOST_NAME": name, "HOLDFAST_HOST_TOKEN": token, **env}
+        relay = {"HOLDFAST_SERVER": self.settings.relay_for_hosts}
+        env = {"HOLDFAST_HOST_NAME": name, "HOLDFAST_HOST_TOKEN": token, **relay, **env}
         host = self._ours("host", f"host-{name}", prefix=prefix, **env)
         self.hosts[name] = host
         host.start()
@@ -267,7 +269,7 @@ class Stack:
         return "\n".join(f"--- {p.name}\n{p.log()}" for p in self._processes())
 
     def _processes(self) -> list[Process]:
-        return [*self.hosts.values(), self.api, self.controller, self.temporal]
+        return [*self.hosts.values(), self.relay, self.api, self.controller, self.temporal]
 
     def stop(self) -> None:
         """Everything, engines too."""

@@ -70,7 +70,23 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self._engines = folder / "engines"
         self._lease = folder / "lease.json"
+        self._boot = folder / "boot_id"
         self._engines.mkdir(parents=True, exist_ok=True)
+
+    def begin_boot(self, boot_id: str) -> None:
+        """Forget what an earlier boot left: its processes are gone, and its task tokens may be used by the machine that
+        this disk is a copy of. What is wanted here is asked for anew."""
+        try:
+            if self._boot.read_text().strip() == boot_id:
+                return
+        except OSError:
+            pass
+        for path in (self._lease, *self._engines.glob("*.json")):
+            path.unlink(missing_ok=True)
+        try:
+            write_atomically(self._boot, boot_id)
+        except OSError as error:
+            log.error("cannot write %s: %s", self._boot, error)
 
     def engines(self) -> list[EngineRecord]:
         found = []

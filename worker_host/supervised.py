@@ -42,6 +42,7 @@ _WITHDRAW_S = 3.0
 _GATEWAYS_REFRESH_S = 0.6
 _LAST_WORDS_S = 5.0
 """For what an engine that has ended said last to be in its log."""
+_SERVING = (EnginePhase.READY, EnginePhase.SUSPECT)
 _SUSPEND_DRAIN_S = 10.0
 """A person waits for the host to end."""
 
@@ -58,6 +59,8 @@ class HostParts:
     logs: EngineLogs
     sealer: Sealer
     http: httpx.AsyncClient
+    door: Callable[[], str]
+    """URL of this host's own port."""
 
 
 class SupervisedEngine:
@@ -359,13 +362,13 @@ class SupervisedEngine:
 
     def _next_report(self, phase: EnginePhase, message: str) -> EngineReport:
         self._save(sequence=self._record.sequence + 1)
-        process, port = self._record.process, self._record.port
+        process = self._record.process
         return EngineReport(
             instance_id=self._record.launch.instance_id,
             fence=self._record.launch.fence,
             sequence=self._record.sequence,
             phase=phase,
-            url=f"http://{LOOPBACK}:{port}" if phase in (EnginePhase.READY, EnginePhase.SUSPECT) else None,
+            url=f"{self._parts.door()}/engines/{self._record.launch.instance_id}" if phase in _SERVING else None,
             pid=process.pid if process else None,
             message=message,
             ready_since=self._record.ready_since,

@@ -8,6 +8,7 @@ from temporalio.exceptions import ApplicationError
 
 from fleet.instances import EngineLaunch
 from fleet.inventory import EngineRef
+from worker_host.proxy import Running
 from worker_host.records import EngineRecord, pack
 from worker_host.runtime.protocol import Handle
 from worker_host.supervised import HostParts, SupervisedEngine
@@ -61,6 +62,17 @@ class Supervisor:
         """What the engine says of itself; None when it is not ours (any more) or does not answer."""
         known = self._engines.get(instance_id)
         return await known.metrics() if known is not None else None
+
+    def where(self, instance_id: str) -> Running | None:
+        """Where the engine of an instance listens; None when none runs here."""
+        known = self._engines.get(instance_id)
+        if known is None or known.record.port is None or known.record.ended is not None:
+            return None
+        return Running(known.record.launch.fence, known.record.port)
+
+    def records(self) -> list[EngineRecord]:
+        """Of what this host answers for. May be called from a thread beside the loop."""
+        return [e.record for e in list(self._engines.values())]
 
     def running(self) -> list[EngineRef]:
         """What this host answers for or finds running: its memory is in use."""

@@ -32,7 +32,7 @@ class TaskToken:
             # Paused, reset or timed out also arrive as a cancellation; they leave the engine alone.
             wanted = error.details is not None and error.details.cancel_requested
             return Beat.STOP if wanted else Beat.ALIVE
-        except RPCError as error:
+        except (RPCError, RuntimeError) as error:
             return _beat_of(error)
         return Beat.ALIVE
 
@@ -40,7 +40,7 @@ class TaskToken:
         """ALIVE when Temporal has taken it."""
         try:
             await self._handle.fail(error)
-        except RPCError as rpc:
+        except (RPCError, RuntimeError) as rpc:
             return _beat_of(rpc)
         return Beat.ALIVE
 
@@ -48,14 +48,19 @@ class TaskToken:
         """ALIVE when Temporal has taken it."""
         try:
             await self._handle.report_cancellation()
-        except RPCError as error:
-            return Beat.UNASKED if error.status is RPCStatusCode.INVALID_ARGUMENT else _beat_of(error)
+        except (RPCError, RuntimeError) as error:
+            return Beat.UNASKED if _status(error) is RPCStatusCode.INVALID_ARGUMENT else _beat_of(error)
         return Beat.ALIVE
 
 
-def _beat_of(error: RPCError) -> Beat:
+def _beat_of(error: RPCError | RuntimeError) -> Beat:
     # Invalid is what a token of another Temporal is.
-    if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+    if _status(error) in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
         return Beat.VOID
     log.warning("Temporal does not take our word: %s", error)
     return Beat.UNREACHABLE
+
+
+def _status(error: RPCError | RuntimeError) -> RPCStatusCode:
+    """RuntimeError is what the SDK raises while there has never been a connection."""
+    return error.status if isinstance(error, RPCError) else RPCStatusCode.UNAVAILABLE

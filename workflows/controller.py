@@ -20,6 +20,8 @@ from activities.traffic import TrafficActivities
 from activities.waiting import WaitingInstances
 from fleet import ids
 from fleet.access.keys import master_sealer_of
+from fleet.access.visitor import Visitor
+from fleet.db.authority import ensure
 from fleet.db.migrate import upgrade
 from fleet.db.session import Database
 from fleet.host_client import HostClient
@@ -75,7 +77,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set."""
     await asyncio.to_thread(upgrade, settings.effective_database_url)
     database = Database(settings.effective_database_url)
-    hosts = HostClient()
+    authority = await asyncio.to_thread(ensure, database, master_sealer_of(settings))
+    hosts = HostClient(Visitor(authority.ca.certificate_pem, authority.tickets))
     try:
         client = await connect_patiently(settings)
         added = await ensure_search_attributes(client, SEARCH_ATTRIBUTES)

@@ -4,7 +4,7 @@ A request takes: key, body, model, endpoint, relay. Nothing on that way waits fo
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -21,6 +21,8 @@ from api.gateway.table import Refresher, RoutingTable
 from api.gateway.traffic import TrafficLog
 from api.gateway.upstream import Upstreams
 from fleet.access.secrets import digest
+from fleet.access.visitor import Visitor
+from fleet.db.authority import Authority
 from fleet.db.session import Database
 
 Scope = Mapping[str, Any]
@@ -43,10 +45,14 @@ class Gateway:
         self,
         database: Database,
         *,
+        keys: Callable[[], Authority] | None = None,
         options: Options | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
-        """``registry``: where its metrics go; None: one of its own, as ``metrics.registry``."""
+        """``keys``: how to get at the installation's keys (blocks, and is asked again while the database is down);
+        None: engines behind hosts cannot be reached. ``registry``: where its metrics go; None: one of its own, as
+        ``metrics.registry``."""
+        self._keys = keys
         self._options = options or Options()
         self._table: RoutingTable | None = None
         self._routes: dict[str, Route] = {}
@@ -59,6 +65,7 @@ class Gateway:
             self._adopt,
             poll_interval=self._options.poll_interval,
             reload_interval=self._options.reload_interval,
+            prepare=self._read_keys,
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -211,6 +218,11 @@ class Gateway:
         return orjson.dumps(_model(name, deployment.created_at))
 
     # --- upkeep ---
+
+    async def _read_keys(self) -> None:
+        if self._upstreams.visitor is None and self._keys is not None:
+            authority = await asyncio.to_thread(self._keys)
+            self._upstreams.visitor = Visitor(authority.ca.certificate_pem, authority.tickets)
 
     def _adopt(self, table: RoutingTable) -> None:
         before = self._table

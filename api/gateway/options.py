@@ -16,6 +16,8 @@ class Options:
     """Between two bytes of a reply, and for a client that does not read."""
     keep_idle: float = 4.0
     """How long a connection waits for its next request: engines close theirs after 5 s."""
+    keep_idle_at_host: float = 60.0
+    """The same for one to a host's proxy: that closes them after 75 s, and TLS makes a new one dear."""
     sweep_interval: float = 0.5
     """How often the timeouts above are looked at, and so how exact they are."""
     poll_interval: float = 0.25

@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from api.gateway import refusals
-from api.gateway.connection import ConnectFailed, Connection, Died, TimedOut, UpstreamError, Withdrawn
 from api.gateway.events import EventStream, error_event
 from api.gateway.metrics import Metrics
 from api.gateway.request import Send
 from api.gateway.route import Route
 from api.gateway.upstream import Upstream
+from api.gateway.way import HungUp, NotLetIn
+from fleet.http.connection import ConnectFailed, Connection, Died, TimedOut, UpstreamError, Withdrawn
 from fleet.policy.blame import clients_fault
 from fleet.policy.latency import bucket
 
@@ -91,7 +92,8 @@ class Relay:
         refusal = refusals.engine_failed(call.model, str(failure))
         if isinstance(failure, ConnectFailed):
             call.tried.append(exchange.upstream)
-            refusal = refusals.unreachable(call.model)
+            if not isinstance(failure, NotLetIn):
+                refusal = refusals.unreachable(call.model)
         elif isinstance(failure, TimedOut):
             raise refusals.engine_too_slow(call.model) from failure
         elif isinstance(failure, Withdrawn) and call.moved < _MOVES:
@@ -101,7 +103,7 @@ class Relay:
         elif isinstance(failure, Died) and not failure.heard and not call.resent:
             # Sent once more and no further: it may be this request that kills engines.
             call.resent = True
-            self._leave(call, exchange)
+            self._leave(call, exchange, tired=exchange.reused or isinstance(failure, HungUp))
         else:
             raise refusal from failure
         if not call.route.others(call.tried) and call.hung_up in call.tried:
@@ -114,13 +116,13 @@ class Relay:
         self._metrics.retried(call.model)
 
     @staticmethod
-    def _leave(call: Call, exchange: "_Exchange") -> None:
-        """Stay away from an engine that hung up, unless it may just have been tired of an idle connection."""
+    def _leave(call: Call, exchange: "_Exchange", *, tired: bool) -> None:
+        """Stay away from an engine that hung up, unless it may just have been ``tired`` of an idle connection."""
         upstream = exchange.upstream
-        if exchange.reused:
+        if tired:
             upstream.close_idle()  # they are as old
             call.hung_up = upstream
-        if not exchange.reused or call.route.others([*call.tried, upstream]):
+        if not tired or call.route.others([*call.tried, upstream]):
             call.tried.append(upstream)
 
     def _may_retry(self, route: Route) -> bool:
@@ -227,6 +229,7 @@ class _Exchange:
             )
             connection.begin(head, body, call.abandon)
             await connection.head()
+            upstream.check(connection)
         except Withdrawn:
             raise
         except UpstreamError:

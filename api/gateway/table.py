@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -13,9 +13,10 @@ from sqlalchemy import select as sa_select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
+from fleet.access.sealing import CannotOpen
 from fleet.db import registry
 from fleet.db.session import Database
-from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow, InstanceRow
+from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow
 from fleet.states import EndpointState, HostState
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,19 @@ class KnownDeployment:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """How to get to the one port of a host."""
+
+    id: str
+    address: str
+    port: int
+    tunnel_only: bool = False
+    """Only by the tunnel that a relay holds."""
+    tunnel_url: str = ""
+    """Internal URL of that relay; empty: none holds one now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """An engine that takes requests, under the fence that is current."""
 
@@ -53,13 +67,15 @@ class Endpoint:
     fence: int
     deployment: str
     url: str
-    """Without ``/v1``; may have a path."""
+    """Without ``/v1``; may have a path. Not looked at when there is a ``host``."""
     capacity: int
     """Requests that it works on at a time; 0: not known."""
     launch: int = 0
     """Which launch of its deployment it belongs to."""
     suspect: bool = False
     """It, or its host, was not heard of for a moment: asked only when no other replica is left."""
+    host: Host | None = None
+    """Behind whose proxy it is; None: nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +134,36 @@ def _weights(traffic: Mapping[str, int]) -> Mapping[int, int]:
 
 
 def _endpoints(session: Session) -> dict[str, tuple[Endpoint, ...]]:
-    rows = session.exec(
-        select(EndpointRow, InstanceRow.host_id, HostRow.state)
-        .join(InstanceRow, col(InstanceRow.id) == EndpointRow.instance_id, isouter=True)
-        .join(HostRow, col(HostRow.id) == InstanceRow.host_id, isouter=True)
-        .where(EndpointRow.state != EndpointState.DRAINING)
-        .order_by(EndpointRow.instance_id)
-    )
+    host = (HostRow.state, HostRow.id, HostRow.address, HostRow.http_port, HostRow.tunnel_only, HostRow.tunnel_url)
+    rows = session.execute(
+        sa_select(EndpointRow, *map(col, host))
+        .join(HostRow, col(HostRow.id) == EndpointRow.host_id, isouter=True)
+        .where(col(EndpointRow.state) != EndpointState.DRAINING)
+        .order_by(col(EndpointRow.instance_id))
+    ).all()
     by_deployment: dict[str, list[Endpoint]] = {}
-    for row, host_id, host_state in rows:
-        if not _usable(row.url):
-            _log.error("the endpoint of instance %s is left out: %r is no http(s) URL", row.instance_id, row.url)
+    for row, host_state, *where in rows:
+        known = Host(*where) if host_state is not None else None
+        if (wrong := _unusable(row, known)) is not None:
+            _log.error("the endpoint of instance %s is left out: %s", row.instance_id, wrong)
             continue
-        host_is_well = host_id is None or host_state == HostState.READY
-        suspect = row.state == EndpointState.SUSPECT or not host_is_well
-        endpoint = Endpoint(row.instance_id, row.fence, row.deployment, row.url, row.capacity, row.launch, suspect)
+        suspect = row.state == EndpointState.SUSPECT or host_state not in (None, HostState.READY)
+        endpoint = Endpoint(
+            row.instance_id, row.fence, row.deployment, row.url, row.capacity, row.launch, suspect, known
+        )
         by_deployment.setdefault(row.deployment, []).append(endpoint)
     return {deployment: tuple(endpoints) for deployment, endpoints in by_deployment.items()}
+
+
+def _unusable(row: EndpointRow, host: Host | None) -> str | None:
+    """Why no request can be sent there; None: one can."""
+    if row.host_id is None:
+        return None if _is_url(row.url) else f"{row.url!r} is no http(s) URL"
+    if host is None:
+        return f"its host {row.host_id} was forgotten"
+    if not host.tunnel_only and not (host.address and 0 < host.port < 1 << 16):
+        return f"host {host.id} has not said where it is"
+    return None
 
 
 def _draining(session: Session) -> frozenset[EngineKey]:
@@ -144,7 +173,7 @@ def _draining(session: Session) -> frozenset[EngineKey]:
     return frozenset((instance_id, fence) for instance_id, fence in rows)
 
 
-def _usable(url: str) -> bool:
+def _is_url(url: str) -> bool:
     """Whether requests can be sent there, and the URL can be written into their first lines."""
     try:
         parts = urlsplit(url)
@@ -169,8 +198,13 @@ class Refresher:
         *,
         poll_interval: float,
         reload_interval: float,
+        prepare: Callable[[], Awaitable[None]],
     ) -> None:
-        """``adopt`` is called in the event loop, with every table that was loaded."""
+        """``adopt`` is called in the event loop, with every table that was loaded.
+
+        ``prepare`` comes before each look, and may raise what a database that is down raises.
+        """
+        self._prepare = prepare
         self._database = database
         self._adopt = adopt
         self._poll_interval = poll_interval
@@ -210,8 +244,9 @@ class Refresher:
 
     async def _refresh(self) -> None:
         try:
+            await self._prepare()
             table = await self._database.aread(self._load_if_due)
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, CannotOpen) as error:
             self._note_down(error)
             return
         if self._down:
@@ -232,4 +267,7 @@ class Refresher:
     def _note_down(self, error: Exception) -> None:
         if not self._down:
             self._down = True
-            _log.warning("the database does not answer, the last table stays in force: %s", error)
+            if isinstance(error, CannotOpen):
+                _log.error("%s: HOLDFAST_MASTER_KEY, or <home>/master_key, must be that of the API", error)
+            else:
+                _log.warning("the database does not answer, the last table stays in force: %s", error)

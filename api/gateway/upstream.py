@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Container, Iterable, Iterator
-from urllib.parse import urlsplit
 
-from api.gateway.connection import ConnectFailed, Connection, Withdrawn, connect
 from api.gateway.options import Options
 from api.gateway.table import Endpoint, EngineKey
+from api.gateway.way import Way, failure_behind, way_to
+from fleet.access.visitor import Visitor
 from fleet.db.traffic import Sums
+from fleet.http.connection import ConnectFailed, Connection, Withdrawn
 from fleet.policy.latency import BUCKETS
 
 _REMEMBERED = 4096
@@ -20,13 +21,12 @@ class Upstream:
     __slots__ = (
         "_connections",
         "_failures",
-        "_heads",
-        "_host",
         "_idle",
         "_loop",
         "_options",
-        "_port",
-        "_tls",
+        "_visitor",
+        "_way",
+        "_where",
         "avoided_until",
         "broken",
         "capacity",
@@ -38,13 +38,15 @@ class Upstream:
         "latency",
         "launch",
         "suspect",
-        "url",
         "withdrawn",
     )
 
-    def __init__(self, endpoint: Endpoint, options: Options, before: Sums | None = None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, options: Options, before: Sums | None = None, visitor: Visitor | None = None
+    ) -> None:
         """``before``: what it had answered when it was last forgotten."""
         self._options = options
+        self._visitor = visitor
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self._idle: list[Connection] = []
@@ -63,37 +65,37 @@ class Upstream:
         """Requests that the engine did not begin to answer, although their clients waited."""
         self.broken = before.errors - self.failures if before else 0
         """Of the answers that were begun: broken off, or an error of the engine's own."""
-        self.url = ""
+        self._way: Way
+        self._where: tuple[object, ...] = ()
         self.update(endpoint)
 
     def update(self, endpoint: Endpoint) -> None:
         """Take over what the table says now. Requests that are in it stay in it."""
         self.capacity = endpoint.capacity
         self.suspect = endpoint.suspect
-        if endpoint.url == self.url:
+        where = (endpoint.host,) if endpoint.host is not None else (endpoint.url,)
+        if where == self._where:
             return
-        parts = urlsplit(endpoint.url)
-        self.url = endpoint.url
-        self._tls = parts.scheme == "https"
-        self._host = parts.hostname or ""
-        self._port = parts.port or (443 if self._tls else 80)
-        self._heads: dict[str, bytes] = {}
-        self._failures = 0
-        self.avoided_until = 0.0
+        self._where = where
+        self._way = way_to(endpoint, self._options, self._visitor)
+        self._note_reached()
         self.close_idle()
 
     def request_head(self, path: str) -> bytes:
         """Start of every request to ``path``; the length and an empty line are still to come."""
-        head = self._heads.get(path)
-        if head is None:
-            parts = urlsplit(self.url)
-            head = self._heads[path] = (
-                f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\n"
-                f"host: {parts.netloc.rpartition('@')[2]}\r\n"
-                "content-type: application/json\r\n"
-                "accept-encoding: identity\r\n"
-            ).encode()
-        return head
+        return self._way.head(path)
+
+    def check(self, connection: Connection) -> None:
+        """Raises ``UpstreamError`` when it was not the engine that began to answer, but the proxy of its host."""
+        if not self._way.proxied:
+            return
+        if not connection.refused:
+            self._note_reached()
+            return
+        failure = failure_behind(connection.refused)
+        if isinstance(failure, ConnectFailed):
+            self._note_unreachable()
+        raise failure
 
     async def acquire(self) -> Connection:
         """An open connection. Raises ``ConnectFailed`` or ``Withdrawn``."""
@@ -108,7 +110,7 @@ class Upstream:
     def release(self, connection: Connection) -> None:
         """Keep the connection for the next request, or close it when its exchange did not come to its end."""
         if connection.reusable:
-            connection.rest(self._loop.time() + self._options.keep_idle)
+            connection.rest(self._loop.time() + self._way.keep_idle)
             self._idle.append(connection)
         else:
             connection.abort()
@@ -160,26 +162,31 @@ class Upstream:
     async def connect(self) -> Connection:
         """A connection that was not used before. Raises ``ConnectFailed`` or ``Withdrawn``."""
         options = self._options
+        way = self._way
         try:
-            connection = await connect(
+            connection = await way.connect(
                 lambda: Connection(self._loop, options.first_byte_timeout, options.idle_timeout),
-                self._host,
-                self._port,
-                tls=self._tls,
-                timeout=options.connect_timeout,
+                options.connect_timeout,
             )
         except ConnectFailed:
-            self._failures += 1
-            if self._failures >= options.avoid_after:
-                self._avoid()
+            self._note_unreachable()
             raise
         if self.withdrawn:
             connection.abort()
             raise Withdrawn
-        self._failures = 0
-        self.avoided_until = 0.0
+        if not way.proxied:
+            self._note_reached()
         self._connections.add(connection)
         return connection
+
+    def _note_reached(self) -> None:
+        self._failures = 0
+        self.avoided_until = 0.0
+
+    def _note_unreachable(self) -> None:
+        self._failures += 1
+        if self._failures >= self._options.avoid_after:
+            self._avoid()
 
     def _avoid(self) -> None:
         options = self._options
@@ -193,6 +200,8 @@ class Upstreams:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self.visitor: Visitor | None = None
+        """By whom hosts are reached; there before the first table that names one."""
         self._all: dict[EngineKey, Upstream] = {}
         self._named: frozenset[EngineKey] = frozenset()
         self._ended: dict[EngineKey, Sums] = {}
@@ -242,7 +251,7 @@ class Upstreams:
     def _get(self, key: EngineKey, endpoint: Endpoint) -> Upstream:
         known = self._all.get(key)
         if known is None:
-            known = self._all[key] = Upstream(endpoint, self._options, self._ended.pop(key, None))
+            known = self._all[key] = Upstream(endpoint, self._options, self._ended.pop(key, None), self.visitor)
         else:
             known.update(endpoint)
         return known

@@ -1,24 +1,25 @@
 """API keys and join tokens: shown once, kept as hashes."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, StringConstraints
 from sqlmodel import Session, col, select
 
+from api.management.joining import JoinCommands, join_commands, note
 from api.management.paging import Cursor, Limit, Page, page
 from api.state import AdminDep, Services, ServicesDep
 from fleet.access.secrets import digest, new_id, new_secret, shown_prefix
-from fleet.db import registry
+from fleet.db import join_tokens, registry
 from fleet.db.tables import ApiKeyRow, JoinTokenRow
 from fleet.errors import Conflict, NotFound
+from fleet.join import JoinToken
 from fleet.model import Wire
 
 router = APIRouter(tags=["access"])
 
 _YEARS_10 = 10 * 365 * 24 * 3600
-T = TypeVar("T")
 Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 
 
@@ -45,6 +46,7 @@ class ApiKeyCreated(ApiKeyView):
 
 class JoinTokenCreate(Wire):
     description: Text = ""
+    max_uses: int = Field(default=1, ge=1, le=10_000, description="so many hosts may join with it")
     ttl_s: int = Field(default=3600, ge=1, le=30 * 24 * 3600, description="lifetime in seconds")
 
 
@@ -53,18 +55,28 @@ class JoinTokenView(BaseModel):
     description: str
     created_at: datetime
     expires_at: datetime
+    max_uses: int
+    uses: int
+    """Hosts that joined with it so far."""
+    revoked_at: datetime | None
     used_at: datetime | None
+    """The last time."""
     used_by: str
+    """Id of the host that used it last."""
 
 
 class JoinTokenCreated(JoinTokenView):
     token: str
     """Shown this once."""
     command: str
+    """``commands.process``"""
+    commands: JoinCommands
+    note: str
+    """What must be done first; empty: nothing."""
 
 
 @router.post("/api-keys", status_code=201, summary="Make an API key")
-async def create_key(body: ApiKeyCreate, services: ServicesDep, _admin: AdminDep) -> ApiKeyCreated:
+async def create_key(body: ApiKeyCreate, response: Response, services: ServicesDep, _admin: AdminDep) -> ApiKeyCreated:
     key = new_secret("key")
     now = datetime.now(UTC)
     row = ApiKeyRow(
@@ -78,6 +90,7 @@ async def create_key(body: ApiKeyCreate, services: ServicesDep, _admin: AdminDep
     )
     shown = _key_view(row)
     await services.database.awrite(lambda s: add_key(s, row))
+    response.headers["location"] = f"/api/v1/api-keys/{shown.id}"
     return ApiKeyCreated(**shown.model_dump(), key=key)
 
 
@@ -96,21 +109,20 @@ async def revoke_key(key_id: str, services: ServicesDep, _admin: AdminDep) -> Re
     return Response(status_code=204)
 
 
-@router.post("/join-tokens", status_code=201, summary="Make a one-time token for a new host")
-async def create_token(body: JoinTokenCreate, services: ServicesDep, _admin: AdminDep) -> JoinTokenCreated:
-    token = new_secret("join")
-    now = datetime.now(UTC)
-    row = JoinTokenRow(
-        id=new_id("join"),
-        token_hash=digest(token),
-        description=body.description,
-        created_at=now,
-        expires_at=now + timedelta(seconds=body.ttl_s),
+@router.post("/join-tokens", status_code=201, summary="Make a token for new hosts")
+async def create_token(
+    body: JoinTokenCreate, response: Response, services: ServicesDep, _admin: AdminDep
+) -> JoinTokenCreated:
+    """Good once unless ``max_uses`` says otherwise. The answer has the commands that make a machine a host."""
+    new = join_tokens.new_token(body.description, body.ttl_s, body.max_uses)
+    shown = _token_view(new.row)
+    await services.database.awrite(lambda s: join_tokens.add(s, new.row))
+    response.headers["location"] = f"/api/v1/join-tokens/{shown.id}"
+    token = str(JoinToken(secret=new.secret, pin=services.authority.ca.pin))
+    commands = join_commands(services.settings, token)
+    return JoinTokenCreated(
+        **shown.model_dump(), token=token, command=commands.process, commands=commands, note=note(services.settings)
     )
-    shown = _token_view(row)
-    await services.database.awrite(lambda s: s.add(row))
-    command = f"HOLDFAST_SERVER={services.settings.server_url} HOLDFAST_HOST_TOKEN={token} holdfast host"
-    return JoinTokenCreated(**shown.model_dump(), token=token, command=command)
 
 
 @router.get("/join-tokens", summary="List join tokens")
@@ -123,8 +135,8 @@ async def list_tokens(
 
 @router.delete("/join-tokens/{token_id}", status_code=204, summary="Revoke a join token")
 async def revoke_token(token_id: str, services: ServicesDep, _admin: AdminDep) -> Response:
-    """Hosts that joined with it stay."""
-    await services.database.awrite(lambda s: _revoke_token(s, token_id))
+    """Hosts that joined with it stay. Revoking twice is harmless."""
+    await services.database.awrite(lambda s: join_tokens.revoke(s, token_id))
     return Response(status_code=204)
 
 
@@ -152,7 +164,9 @@ async def ensure_admin_key(services: Services, key: str) -> None:
 
 
 def _revoke_key(session: Session, key_id: str) -> None:
-    row = _found(session, ApiKeyRow, key_id, "API key")
+    row = None if "\x00" in key_id else session.get(ApiKeyRow, key_id)
+    if row is None:
+        raise NotFound(f"there is no API key {key_id!r}", hint="list what there is")
     if row.revoked_at is not None:
         return
     now = datetime.now(UTC)
@@ -163,17 +177,6 @@ def _revoke_key(session: Session, key_id: str) -> None:
     row.revoked_at = now
     session.add(row)
     registry.bump(session)
-
-
-def _revoke_token(session: Session, token_id: str) -> None:
-    session.delete(_found(session, JoinTokenRow, token_id, "join token"))
-
-
-def _found(session: Session, table: type[T], id_: str, what: str) -> T:
-    row = None if "\x00" in id_ else session.get(table, id_)
-    if row is None:
-        raise NotFound(f"there is no {what} {id_!r}", hint="list what there is")
-    return row
 
 
 def _key_view(row: ApiKeyRow) -> ApiKeyView:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, Field, StringConstraints
 from sqlmodel import Session, col, select
 
-from api.management.hosts import HostView, existing, view
+from api.management.host_views import HostView, existing, view
 from api.management.instances import InstanceView
 from api.management.instances import view as view_instance
 from api.state import AdminDep, Services, ServicesDep

@@ -1,7 +1,7 @@
 """GPUs of all hosts: which take new replicas, and what engines say of them."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, StringConstraints
@@ -31,11 +31,15 @@ class GpuView(BaseModel):
     kind: str
     memory_bytes: int
     allocatable_bytes: int
+    """Without what others use or what is reserved."""
     used_bytes: int
+    """By claims."""
     healthy: bool
     reason: str
     cordoned: bool = Field(description="takes no new replicas; those that run there stay")
     cordon_reason: str
+    foreign_bytes: int = Field(description="memory that others than our engines use, as last reported")
+    details: dict[str, Any] = Field(description="all that its host reports of it: driver, place, links, ...")
 
 
 class GpuDetails(GpuView):

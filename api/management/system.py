@@ -10,6 +10,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, select
 
+from api.management import fleet_metrics
 from api.resync import Outcome, lost, resync
 from api.state import AdminDep, ServicesDep
 from fleet.db import registry
@@ -47,6 +48,7 @@ async def version_() -> dict[str, str]:
 async def metrics(services: ServicesDep, _admin: AdminDep) -> Response:
     counts = await services.database.aread(_counts)
     own = CollectorRegistry()
+    own.register(await services.database.aread(fleet_metrics.read))
     for name, states in counts.items():
         gauge = Gauge(f"holdfast_{name}", f"Number of {name} by state", ["state"], registry=own)
         for state, count in states.items():

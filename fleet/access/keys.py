@@ -17,6 +17,10 @@ def admin_key(settings: Settings) -> str:
 
 def master_sealer_of(settings: Settings) -> Sealer:
     """From ``HOLDFAST_MASTER_KEY`` or ``<home>/master_key``; all API and controller processes need the same one."""
+    return master_sealer(master_secret(settings))
+
+
+def master_secret(settings: Settings) -> str:
     if settings.master_key is not None:
-        return master_sealer(settings.master_key.get_secret_value())
-    return master_sealer(read_or_create_secret(settings.home / "master_key", new_secret("master")))
+        return settings.master_key.get_secret_value()
+    return read_or_create_secret(settings.home / "master_key", new_secret("master"))

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from fleet.cli import (
+    audit,
     chat,
     deployments,
     doctor,
@@ -13,10 +14,12 @@ from fleet.cli import (
     gpus,
     hosts,
     instances,
+    join_token,
     keys,
     processes,
     resync,
     rollouts,
+    set_host,
     status,
 )
 from fleet.cli.output import print_error
@@ -41,6 +44,7 @@ FLEET = "Look after the fleet"
 app.command(rich_help_panel=RUN)(processes.up)
 app.command(rich_help_panel=RUN)(processes.api)
 app.command(rich_help_panel=RUN)(processes.gateway)
+app.command(rich_help_panel=RUN)(processes.relay)
 app.command(rich_help_panel=RUN)(processes.controller)
 app.command(rich_help_panel=RUN)(processes.host)
 app.command(hidden=True)(processes.demo)
@@ -67,8 +71,10 @@ app.command("gpus", rich_help_panel=FLEET)(gpus.list_gpus)
 app.command("drain", rich_help_panel=FLEET)(drain.drain)
 app.command(rich_help_panel=FLEET)(drain.resume)
 app.command("approve-replacement", rich_help_panel=FLEET)(drain.approve_replacement)
-app.add_typer(hosts.join_token, name="join-token", rich_help_panel=FLEET)
+app.command("set-host", rich_help_panel=FLEET)(set_host.set_host)
+app.add_typer(join_token.join_token, name="join-token", rich_help_panel=FLEET)
 app.add_typer(keys.keys, name="keys", rich_help_panel=FLEET)
+app.command("audit", rich_help_panel=FLEET)(audit.audit)
 app.command(rich_help_panel=FLEET)(doctor.doctor)
 app.command(rich_help_panel=FLEET)(resync.resync)
 

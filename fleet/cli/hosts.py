@@ -1,4 +1,4 @@
-"""``hosts`` and ``join-token``."""
+"""``hosts``."""
 
 from typing import Annotated, Any
 
@@ -10,8 +10,6 @@ from fleet.cli.setup import connect
 Json = dict[str, Any]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-
-join_token = typer.Typer(help="Tokens by which a new host joins.", no_args_is_help=True)
 
 
 def list_hosts(
@@ -37,43 +35,7 @@ def list_hosts(
     if as_json:
         output.print_json(one)
     else:
-        _show(one)
-
-
-@join_token.command("create")
-def create_token(
-    description: Annotated[str, typer.Option(help="What it is for, to tell it from others.")] = "",
-    ttl: Annotated[int, typer.Option(help="How long it may be used, in seconds.", min=1)] = 3600,
-    as_json: AsJson = False,
-) -> None:
-    """Make a token; it is shown once and good for one host."""
-    made = connect().post("/api/v1/join-tokens", {"description": description, "ttl_s": ttl})
-    if as_json:
-        output.print_json(made)
-        return
-    print(f"token    {made['token']}\nexpires  {made['expires_at']}")
-    if made.get("command"):
-        print(f"\nRun this on the new host:\n\n  {made['command']}")
-
-
-@join_token.command("list")
-def list_tokens(as_json: AsJson = False) -> None:
-    """List tokens, without their secrets."""
-    found = connect().items("/api/v1/join-tokens")
-    if as_json:
-        output.print_json(found)
-        return
-    rows = [[str(token.get(k) or "") for k in ("id", "description", "expires_at", "used_at")] for token in found]
-    output.print_table(["ID", "DESCRIPTION", "EXPIRES", "USED"], rows, empty="no join tokens")
-
-
-@join_token.command("revoke")
-def revoke_token(token_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)]) -> None:
-    """Make a token useless; a host that joined with it stays."""
-    from fleet.cli.client import path_of
-
-    connect().delete(path_of("join-tokens", token_id))
-    print(f"{token_id} is revoked")
+        show_host(one)
 
 
 def print_hosts(found: list[Json]) -> None:
@@ -90,7 +52,7 @@ def print_hosts(found: list[Json]) -> None:
                 _of(h.get("ram_used_bytes"), h.get("ram_allocatable_bytes")),
                 str(len(h.get("gpus") or [])),
                 _gpu_memory(h),
-                "; ".join(text for text in (h.get("message"), h.get("maintenance_message")) if text),
+                "; ".join(text for text in (h.get("message"), h.get("maintenance_message"), _for_whom(h)) if text),
             ]
             for h in found
         ],
@@ -112,6 +74,10 @@ def _maintenance(host: Json) -> str:
     return "" if value == "none" else str(value)
 
 
+def _for_whom(host: Json) -> str:
+    return f"reserved for {_labels(host['reserved_for'])}" if host.get("reserved_for") else ""
+
+
 def _of(used: int | None, total: int | None) -> str:
     return f"{output.bytes_text(used)} of {output.bytes_text(total)}" if total else ""
 
@@ -121,7 +87,7 @@ def _gpu_memory(host: Json) -> str:
     return _of(sum(g["used_bytes"] for g in gpus), sum(g["allocatable_bytes"] for g in gpus))
 
 
-def _show(host: Json) -> None:
+def show_host(host: Json) -> None:
     inventory = host.get("inventory") or {}
     engines = [f"{e['engine']} {e['version']}" for e in inventory.get("engines") or []]
     output.print_fields(
@@ -131,22 +97,77 @@ def _show(host: Json) -> None:
             ("state", output.state(host["state"])),
             ("message", host.get("message") or ""),
             ("maintenance", " ".join(p for p in (_maintenance(host), host.get("maintenance_message")) if p)),
-            ("address", host.get("address") or ""),
+            ("reserved for", _labels(host.get("reserved_for"))),
+            ("reach", _reach(host)),
             ("version", host.get("version") or ""),
+            ("last status", _status(host)),
+            ("certificate", _until(host.get("certificate_expires_at"))),
             ("system", f"{inventory.get('os', '')} {inventory.get('arch', '')}".strip()),
             ("cpus", str(inventory.get("cpu_count") or "")),
             ("ram claimed", _of(host.get("ram_used_bytes"), host.get("ram_allocatable_bytes"))),
             ("disk free", _of(inventory.get("disk_free_bytes"), inventory.get("disk_bytes"))),
+            ("reserve", _reserve(host)),
             ("engines", ", ".join(engines)),
-            ("labels", " ".join(f"{k}={v}" for k, v in (host.get("labels") or {}).items())),
+            ("labels", _labels(host.get("labels"))),
+            ("given labels", _labels(host.get("given_labels"))),
             ("workflow", host.get("workflow_url") or ""),
             *((f"gpu {n}", _gpu(gpu)) for n, gpu in enumerate(host.get("gpus") or [])),
         ]
     )
 
 
+def _labels(labels: dict[str, str] | None) -> str:
+    return " ".join(f"{k}={v}" for k, v in (labels or {}).items())
+
+
+def _reach(host: Json) -> str:
+    if host.get("reach") == "tunnel":
+        return "through its tunnel" if host.get("tunnel_connected") else "through its tunnel, which is not connected"
+    address, port = host.get("address") or "", host.get("http_port")
+    return f"{address} port {port}" if address and port else address
+
+
+def _status(host: Json) -> str:
+    """E.g. ``4s ago, CPU 20%, load 1.5``."""
+    said = host.get("status")
+    if not said:
+        return ""
+    parts = [f"{output.age(host.get('status_at'))} ago"]
+    if said.get("cpu_utilization") is not None:
+        parts.append(f"CPU {said['cpu_utilization']:.0%}")
+    if said.get("ram_used_bytes") is not None:
+        parts.append(f"RAM used {output.bytes_text(said['ram_used_bytes'])}")
+    if said.get("load") is not None:
+        parts.append(f"load {said['load']:.1f}")
+    parts.append(f"{len(said.get('engines') or [])} engines")
+    return ", ".join(parts)
+
+
+def _until(at: str | None) -> str:
+    return f"until {at[:10]}" if at else ""
+
+
+def _reserve(host: Json) -> str:
+    names = {"ram_bytes": "RAM", "vram_bytes": "of each GPU"}
+    return ", ".join(f"{output.bytes_text(size)} {names[k]}" for k, size in (host.get("reserve") or {}).items())
+
+
 def _gpu(gpu: Json) -> str:
     text = f"{gpu['name']}, {_of(gpu['used_bytes'], gpu['allocatable_bytes'])} claimed, {gpu['uuid']}"
+    if gpu.get("foreign_bytes"):
+        text = f"{text}, {output.bytes_text(gpu['foreign_bytes'])} used by others"
+    text = ", ".join([text, *_measured(gpu.get("status") or {})])
     if not gpu.get("healthy", True):
         text = f"{text}, NOT HEALTHY: {gpu.get('reason')}"
     return f"{text}, CORDONED: {gpu.get('cordon_reason')}" if gpu.get("cordoned") else text
+
+
+def _measured(status: Json) -> list[str]:
+    found = []
+    if status.get("utilization") is not None:
+        found.append(f"busy {status['utilization']:.0%}")
+    if status.get("temperature_c") is not None:
+        found.append(f"{status['temperature_c']:.0f} °C")
+    if status.get("power_w") is not None:
+        found.append(f"{status['power_w']:.0f} W")
+    return found

@@ -27,14 +27,19 @@ class PortsTaken(HoldfastError):
 
 
 def wanted(settings: "Settings") -> list[Port]:
-    ports = [Port("the API", settings.bind, settings.port, "HOLDFAST_PORT")]
+    internal = settings.relay_internal_bind
+    ports = [
+        Port("the API", settings.bind, settings.port, "HOLDFAST_PORT"),
+        Port("the relay", settings.relay_bind or settings.bind, settings.relay_port, "HOLDFAST_RELAY_PORT"),
+        Port("the relay's tunnels", internal, settings.relay_internal_port, "HOLDFAST_RELAY_INTERNAL_PORT"),
+    ]
     if settings.embedded_temporal:
         ports += [
             Port("Temporal", "127.0.0.1", settings.temporal_port, "HOLDFAST_TEMPORAL_PORT"),
             Port("the Temporal UI", "127.0.0.1", settings.temporal_ui_port, "HOLDFAST_TEMPORAL_UI_PORT"),
         ]
     if settings.host_port:
-        ports.append(Port("the host's server", settings.host_address, settings.host_port, "HOLDFAST_HOST_PORT"))
+        ports.append(Port("the host", settings.host_bind, settings.host_port, "HOLDFAST_HOST_PORT"))
     return ports
 
 

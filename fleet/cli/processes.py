@@ -1,14 +1,14 @@
-"""The commands that are processes: ``up``, ``api``, ``gateway``, ``controller``, ``host``."""
+"""The commands that are processes: ``up``, ``api``, ``gateway``, ``relay``, ``controller``, ``host``."""
 
 import importlib
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fleet.cli.setup import load_settings
-from fleet.errors import HoldfastError
+from fleet.errors import HoldfastError, InvalidInput
 
 if TYPE_CHECKING:
     from fleet.settings import Settings
@@ -34,14 +34,44 @@ def gateway() -> None:
     _run("api.serve:gateway_main")
 
 
+def relay() -> None:
+    """Run the one port that hosts dial."""
+    _run("api.relay.serve:main")
+
+
 def controller() -> None:
     """Run the worker that carries out workflows."""
     _run("workflows.controller:main")
 
 
-def host() -> None:
+def host(
+    server: Annotated[
+        str | None, typer.Option(help="URL of the relay; HOLDFAST_SERVER does the same.", show_default=False)
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Join token, for the first start; HOLDFAST_HOST_TOKEN does the same.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name for people; the machine's unless given.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE, for deployments to choose by; repeatable.", show_default=False)
+    ] = None,
+) -> None:
     """Run this machine as a host of engines."""
-    _run("worker_host.main:main")
+    given = {"server": server, "host_token": token, "host_name": name, "host_labels": _labels(label or [])}
+    _run("worker_host.main:main", **{option: value for option, value in given.items() if value})
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    labels = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise InvalidInput(f"{text!r} is no label", field="label", hint="write KEY=VALUE, e.g. --label zone=a")
+        labels[key] = value
+    return labels
 
 
 def demo() -> None:
@@ -51,13 +81,13 @@ def demo() -> None:
     raise typer.Exit(run_demo(load_settings()))
 
 
-def _run(entry_point: str) -> None:
+def _run(entry_point: str, **overrides: Any) -> None:
     """By name, because ``fleet`` knows none of the packages that it starts.
 
     An entry point runs until it is told to end, and answers the exit code.
     """
     module, _, function = entry_point.partition(":")
-    settings = load_settings()
+    settings = load_settings(**overrides)
     entry: Callable[[Settings], int] = getattr(importlib.import_module(module), function)
     try:
         code = entry(settings)

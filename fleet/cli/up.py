@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 TEMPORAL_WITHIN_S = 60.0
 API_WITHIN_S = 60.0
+RELAY_WITHIN_S = 60.0
 HOST_WITHIN_S = 60.0
 POLL_EVERY_S = 0.1
 HOST_STOPS_WITHIN_S = 40.0
@@ -131,6 +132,9 @@ class _AllInOne:
         self.supervisor.start(self._child("api"))
         await self._wait("api", API_WITHIN_S, self._api_answers)
         say(f"  api         {self.url}  (docs: {self.url}/docs)")
+        self.supervisor.start(self._child("relay"))
+        await self._wait("relay", RELAY_WITHIN_S, self._relay_answers)
+        say(f"  relay       {local_relay(settings)}  (for hosts)")
         self.supervisor.start(self._host())
         host = await self._wait("host", HOST_WITHIN_S, self._ready_host)
         say(f"  host        {describe_host(host)}")
@@ -164,8 +168,8 @@ class _AllInOne:
                 **child.environment,
                 "HOLDFAST_HOST_STOP_ENGINES_ON_EXIT": "1",
                 "HOLDFAST_HOST_NAME": self.host_name,
-                # Its identity remembers where Temporal was when it joined; the port may have been changed since.
-                "HOLDFAST_TEMPORAL_ADDRESS": self.settings.effective_temporal_address,
+                # Its identity remembers where the relay was when it joined; the port may have been changed since.
+                "HOLDFAST_SERVER": local_relay(self.settings),
             },
             extra_environment=self._join_token,
             stop_within_s=HOST_STOPS_WITHIN_S,
@@ -187,6 +191,13 @@ class _AllInOne:
 
     async def _api_answers(self) -> Any:
         return await self._call("GET", "/healthz") or True
+
+    async def _relay_answers(self) -> bool:
+        try:
+            async with httpx.AsyncClient(trust_env=False) as client:
+                return (await client.get(f"{local_internal_relay(self.settings)}/healthz")).is_success
+        except httpx.HTTPError as error:
+            raise Unavailable(f"its internal port: {error or type(error).__name__}") from None
 
     async def _ready_host(self) -> Any:
         hosts = (await self._call("GET", "/api/v1/hosts"))["items"]
@@ -237,6 +248,19 @@ def local_url(settings: "Settings") -> str:
     everywhere = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
     address = everywhere.get(settings.bind, settings.bind)
     return f"http://[{address}]:{settings.port}" if ":" in address else f"http://{address}:{settings.port}"
+
+
+def local_relay(settings: "Settings") -> str:
+    """How a host on this machine reaches the relay."""
+    from fleet.settings import in_url
+
+    return f"https://{in_url(settings.relay_bind or settings.bind)}:{settings.relay_port}"
+
+
+def local_internal_relay(settings: "Settings") -> str:
+    from fleet.settings import in_url
+
+    return f"http://{in_url(settings.relay_internal_bind)}:{settings.relay_internal_port}"
 
 
 def host_name(settings: "Settings") -> str:

@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
-from fleet.db import claims, registry
-from fleet.db.tables import ClaimRow, GpuRow, HostRow
+from fleet.db import claims, host_settings, registry
+from fleet.db.gpu_status import NOT_REPORTED
+from fleet.db.tables import ClaimRow, GpuRow, HostRow, HostStatusRow
 from fleet.host_client import HostAddress
-from fleet.inventory import Gpu, Inventory, Registration
+from fleet.inventory import AcceleratorKind, Gpu, Inventory, Registration
 from fleet.placement.choose import GpuView, HostView
+from fleet.placement.room import gpu_room
 from fleet.states import ClaimState, HostState, Maintenance
 
 
@@ -22,7 +24,7 @@ class ReadyHost:
 
 
 def address_of(row: HostRow) -> HostAddress:
-    return HostAddress(row.id, row.address, row.http_port, row.credential_hash)
+    return HostAddress(row.id, row.address, row.http_port, row.tunnel_only, row.tunnel_url)
 
 
 def ready_hosts(session: Session, deployment: str) -> list[ReadyHost]:
@@ -58,12 +60,12 @@ def save_registration(session: Session, host_id: str, registration: Registration
     row.http_port = registration.http_port
     row.version = registration.version
     row.inventory = inventory.model_dump(mode="json")
-    row.labels = inventory.labels
-    row.ram_allocatable = inventory.ram_allocatable_bytes
+    row.labels = inventory.labels | row.given_labels
+    row.ram_allocatable = host_settings.ram_allocatable(inventory, row.reserve)
     row.seen_at = datetime.now(UTC)
     if changed:
         row.generation += 1
-        _save_gpus(session, host_id, inventory.gpus, row.generation)
+    _save_gpus(session, row, inventory)
     session.add(row)
     session.flush()
     if changed:
@@ -79,6 +81,7 @@ def record_state(
         session.execute(delete(HostRow).where(col(HostRow.id) == host_id))
         session.execute(delete(GpuRow).where(col(GpuRow.host_id) == host_id))
         session.execute(delete(ClaimRow).where(col(ClaimRow.host_id) == host_id))
+        session.execute(delete(HostStatusRow).where(col(HostStatusRow.host_id) == host_id))
         registry.bump(session)
         return
     before = session.exec(select(HostRow.state).where(HostRow.id == host_id)).first()
@@ -91,33 +94,56 @@ def record_state(
         registry.bump(session)  # gateways ask the engines of a suspect host last
 
 
-def _save_gpus(session: Session, host_id: str, gpus: tuple[Gpu, ...], generation: int) -> None:
-    """A cordoned card stays cordoned, and known while it is away: one that fell off the bus comes back."""
-    gpus = tuple(_unless_elsewhere(session, host_id, gpu) for gpu in gpus)
-    present = [g.uuid for g in gpus]
-    away = (col(GpuRow.host_id) == host_id, col(GpuRow.uuid).not_in(present))
-    session.execute(delete(GpuRow).where(*away, ~col(GpuRow.cordoned)))
-    session.execute(update(GpuRow).where(*away).values(healthy=False, reason="its host does not report it any more"))
+def _save_gpus(session: Session, host: HostRow, inventory: Inventory) -> None:
+    """A cordoned card stays cordoned. One that is away stays known: one that fell off the bus comes back."""
+    gpus = tuple(_unless_elsewhere(session, host.id, gpu) for gpu in inventory.gpus)
+    _keep_away(session, host.id, gpus)
+    reserved = host_settings.vram_reserved(inventory, host.reserve)
     for gpu in sorted(gpus, key=lambda g: g.uuid):
         # Locked and read anew: a cordon of this moment is not to be overwritten.
         known = session.get(GpuRow, gpu.uuid, with_for_update=True, populate_existing=True)
+        foreign = known.foreign_bytes if known is not None and known.host_id == host.id else 0
         session.merge(
             GpuRow(
                 uuid=gpu.uuid,
-                host_id=host_id,
+                host_id=host.id,
                 index=gpu.index,
                 kind=gpu.kind,
                 name=gpu.name,
                 memory_bytes=gpu.memory_bytes,
-                allocatable=gpu.memory_bytes,
+                allocatable=gpu_room(gpu.memory_bytes, foreign, reserved),
+                used=known.used if known is not None else 0,
                 healthy=gpu.healthy,
                 reason=gpu.reason,
                 cordoned=known is not None and known.cordoned,
                 cordon_reason=known.cordon_reason if known is not None else "",
-                generation=generation,
+                foreign_bytes=foreign,
+                details=gpu.model_dump(mode="json"),
+                generation=host.generation,
             )
         )
     session.flush()
+
+
+def _keep_away(session: Session, host_id: str, gpus: tuple[Gpu, ...]) -> None:
+    """What of the host's cards is not among ``gpus``: those that may come back stay, unhealthy."""
+    present, taken = {g.uuid for g in gpus}, {g.pci_address for g in gpus}
+    query = select(GpuRow).where(GpuRow.host_id == host_id, col(GpuRow.uuid).not_in(present)).with_for_update()
+    for row in session.exec(query.order_by(col(GpuRow.uuid)).execution_options(populate_existing=True)).all():
+        if row.cordoned or _may_come_back(row, taken):
+            row.healthy, row.reason = False, NOT_REPORTED
+            session.add(row)
+        else:
+            session.delete(row)
+    session.flush()
+
+
+def _may_come_back(row: GpuRow, taken: set[str]) -> bool:
+    """A MIG instance does not, nor a card that another one replaced."""
+    if not row.details:
+        return False
+    was = Gpu.model_validate(row.details)
+    return bool(was.pci_address) and not was.parent_uuid and was.pci_address not in taken
 
 
 def _unless_elsewhere(session: Session, host_id: str, gpu: Gpu) -> Gpu:
@@ -139,12 +165,21 @@ def _view(row: HostRow, gpus: list[GpuRow], replicas: int) -> HostView:
         labels=row.labels,
         ram_free_bytes=row.ram_allocatable - row.ram_used,
         ram_total_bytes=row.ram_allocatable,
-        gpus=tuple(
-            GpuView(g.uuid, g.allocatable - g.used, g.memory_bytes) for g in gpus if g.healthy and not g.cordoned
-        ),
+        gpus=tuple(_gpu_view(g) for g in gpus if g.healthy and not g.cordoned and g.memory_bytes > 0),
         engines=inventory.engines,
         replicas_of_deployment=replicas,
         model=None,
         cordoned_gpus=tuple((g.uuid, g.cordon_reason) for g in gpus if g.cordoned),
         runtimes=inventory.runtimes,
+        reserved_for=row.reserved_for,
+    )
+
+
+def _gpu_view(row: GpuRow) -> GpuView:
+    return GpuView(
+        uuid=row.uuid,
+        free_bytes=row.allocatable - row.used,
+        total_bytes=row.memory_bytes,
+        kind=AcceleratorKind(row.kind),
+        part=bool(row.details.get("parent_uuid")),
     )

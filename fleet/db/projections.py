@@ -86,6 +86,7 @@ def _publish(session: Session, row: InstanceRow, capacity: int) -> None:
         state=state,
         capacity=capacity,
         launch=row.launch,
+        host_id=row.host_id,
     )
     if known is None or known.model_dump() != wanted.model_dump():
         session.merge(wanted)

@@ -5,9 +5,11 @@ run again when the database says that it lost a race.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, event
@@ -21,6 +23,13 @@ T = TypeVar("T")
 _ATTEMPTS = 8
 _PG_RACES = {"40001", "40P01"}
 """serialization_failure and deadlock_detected."""
+
+
+@dataclass(frozen=True)
+class Json:
+    """Text that is JSON already, for a JSON column: written as it is."""
+
+    text: str
 
 
 class Database:
@@ -70,8 +79,13 @@ def _lost_a_race(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in _PG_RACES
 
 
+def _dump(value: Any) -> str:
+    return value.text if isinstance(value, Json) else json.dumps(value)
+
+
 def _sqlite(url: Any) -> Engine:
-    engine = create_engine(url, poolclass=QueuePool, connect_args={"check_same_thread": False, "timeout": 10})
+    options = {"check_same_thread": False, "timeout": 10}
+    engine = create_engine(url, poolclass=QueuePool, connect_args=options, json_serializer=_dump)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -89,4 +103,4 @@ def _sqlite(url: Any) -> Engine:
 
 
 def _postgresql(url: Any) -> Engine:
-    return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, json_serializer=_dump)

@@ -184,6 +184,8 @@ class HostRow(SQLModel, table=True):
     boot_id: str = ""
     """Of the machine that speaks as this host; another one is refused while this one does."""
     certificate_expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    reach: str = "auto"
+    """How gateways are to reach it, as the host wishes (``fleet.inventory.Registration``)."""
     tunnel_only: bool = False
     """Its port cannot be reached from here: gateways go through the relay that holds its tunnel."""
     tunnel_url: str = ""
@@ -193,7 +195,7 @@ class HostRow(SQLModel, table=True):
     given_labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """By a person, over those that the host reports; ``labels`` is both."""
     reserve: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    """By a person: ``ram_bytes``, and ``vram_bytes`` of each GPU, that placement leaves alone, instead of the host's."""
+    """By a person, instead of the host's: ``ram_bytes``, and ``vram_bytes`` of each GPU, that placement leaves alone."""
     status: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """The newest ``fleet.telemetry.HostStatus``."""
     status_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

@@ -1,7 +1,7 @@
 """Where does a replica go? Pure: hosts in, a choice or the reasons against out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fleet.engines.catalog import resolve
 from fleet.inventory import AcceleratorKind, EngineBuild
@@ -26,6 +26,9 @@ class GpuView:
     uuid: str
     free_bytes: int
     total_bytes: int
+    kind: AcceleratorKind = AcceleratorKind.NVIDIA
+    part: bool = False
+    """A MIG instance: an engine sees only one of them, so it cannot be used together with others."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class HostView:
     """(UUID, reason) of those that take no claims."""
     runtimes: tuple[str, ...] = ("process",)
     """What engines can run in here."""
+    reserved_for: dict[str, str] = field(default_factory=dict)
+    """Labels that a deployment must carry to be placed here."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +110,15 @@ def _fit(request: PlacementRequest, host: HostView) -> Placement | str:
     why_not = _unsuited(request, host)
     if why_not or host.model is None:
         return why_not
-    bytes_needed, accelerated = need(request, host.model), _accelerated(request, host)
-    if request.gpus_per_replica != 0 and accelerated:
-        gpus = _fullest_that_fit(host, bytes_needed, request.gpus_per_replica or 1)
+    bytes_needed, kinds = need(request, host.model), _accelerators(request, host)
+    if request.gpus_per_replica != 0:
+        gpus = _fullest_that_fit(host, kinds, bytes_needed, request.gpus_per_replica or 1)
         if gpus:
             return Placement(
                 host_id=host.host_id, gpu_uuids=gpus, memory_bytes=bytes_needed, model_path=host.model.path
             )
     if request.gpus_per_replica:
-        best = max((g.free_bytes for g in host.gpus), default=0) if accelerated else 0
+        best = max((g.free_bytes for g in host.gpus if g.kind in kinds), default=0)
         why_not = f"needs {request.gpus_per_replica} GPUs with {_gib(bytes_needed)} free; the best has {_gib(best)}"
         return why_not + _cordoned(host)
     if host.ram_free_bytes < bytes_needed:
@@ -136,7 +141,9 @@ def _unsuited(request: PlacementRequest, host: HostView) -> str:
     """Why ``host`` cannot run the replica, whatever its room; empty: it can."""
     missing = {k: v for k, v in request.host_selector.items() if host.labels.get(k) != v}
     if missing:
-        return "lacks label " + ", ".join(f"{k}={v}" for k, v in sorted(missing.items()))
+        return "lacks label " + _listed(missing)
+    if not host.reserved_for.items() <= request.labels.items():
+        return f"is reserved for deployments with label {_listed(host.reserved_for)}"
     if request.runtime not in ("auto", *host.runtimes):
         return _NO_DOCKER if request.runtime == "docker" else f"runs no engines as {request.runtime}"
     if request.runtime == "docker" and not _builds(request, host):
@@ -170,20 +177,31 @@ def _is_version(build: EngineBuild, version: str) -> bool:
     return build.origin == "image" or version in ("", build.version)
 
 
-def _accelerated(request: PlacementRequest, host: HostView) -> bool:
-    """Of a deployment's own image only its author knows: it gets GPUs if it asks for them."""
+def _accelerators(request: PlacementRequest, host: HostView) -> set[AcceleratorKind]:
+    """Which kinds of GPU its engine can use there. Of a deployment's own image only its author knows: it gets GPUs if
+    it asks for them."""
     if _own_image(request, host):
-        return bool(request.gpus_per_replica)
-    return any(AcceleratorKind.NVIDIA in b.accelerators for b in _builds(request, host))
+        return {gpu.kind for gpu in host.gpus} if request.gpus_per_replica else set()
+    return {kind for b in _builds(request, host) for kind in b.accelerators} - {AcceleratorKind.CPU}
 
 
 def _cordoned(host: HostView) -> str:
     return "".join(f"; GPU {uuid} is cordoned: {reason}" for uuid, reason in host.cordoned_gpus)
 
 
-def _fullest_that_fit(host: HostView, bytes_needed: int, count: int) -> tuple[str, ...]:
-    fitting = sorted((g for g in host.gpus if g.free_bytes >= bytes_needed), key=lambda g: (g.free_bytes, g.uuid))
-    return tuple(g.uuid for g in fitting[:count]) if len(fitting) >= count else ()
+def _fullest_that_fit(host: HostView, kinds: set[AcceleratorKind], bytes_needed: int, count: int) -> tuple[str, ...]:
+    """So many cards of one kind; none if there are not."""
+    for kind in sorted(kinds):
+        suited = [
+            g for g in host.gpus if g.kind is kind and g.free_bytes >= bytes_needed and not (g.part and count > 1)
+        ]
+        if len(suited) >= count:
+            return tuple(g.uuid for g in sorted(suited, key=lambda g: (g.free_bytes, g.uuid))[:count])
+    return ()
+
+
+def _listed(labels: dict[str, str]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in sorted(labels.items()))
 
 
 def _gib(size: int) -> str:

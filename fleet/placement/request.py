@@ -17,6 +17,8 @@ class PlacementRequest(Record):
     max_model_len: int | None = None
     gpus_per_replica: int | None = None
     host_selector: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    """Of the deployment, as they are now: a host may be reserved for some."""
     excluded_hosts: tuple[str, ...] = ()
     env_sealed: dict[str, str] = {}
     runtime: str = "auto"

@@ -7,46 +7,22 @@ absolute values move with whatever else the machine does. Gateway, engine and lo
 import asyncio
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import uvloop
 
-from tests.bench.mock_engine import CHUNK_PAUSE, CHUNKS, mock_engine
+from tests.bench.load import Sample, Straight, chat, measure
+from tests.bench.mock_engine import CHUNKS, mock_engine
 from tests.unit.gateway.process import free_port, gateway_process, new_database
 from tests.unit.gateway.world import KEY, World
 
-SECONDS = 2.0
 CLIENTS = 32
 STREAMS = 64
-_END_OF_CHUNKS = b"0\r\n\r\n"
-
-
-@dataclass
-class Sample:
-    """What a load saw and what it cost the process under test."""
-
-    seconds: list[float] = field(default_factory=list)
-    """Per request: until its answer was complete, or its first event there."""
-    requests: int = 0
-    elapsed: float = 0.0
-    cpu: float = 0.0
-
-    @property
-    def p50_ms(self) -> float:
-        return statistics.median(self.seconds) * 1000
-
-    @property
-    def cpu_ms(self) -> float:
-        return self.cpu / self.requests * 1000
 
 
 def main() -> None:
@@ -60,11 +36,17 @@ def main() -> None:
             _print("nginx", None, "", left_out="nginx is not on PATH")
         else:
             targets["nginx"] = stack.enter_context(_nginx(binary, folder, engine))
-        _report_plain({name: _measure(target, 1, stream=False) for name, target in targets.items()}, 1)
-        _report_plain({name: _measure(target, CLIENTS, stream=False) for name, target in targets.items()}, CLIENTS)
+        _report_plain({name: _measure(target, 1) for name, target in targets.items()}, 1)
+        _report_plain({name: _measure(target, CLIENTS) for name, target in targets.items()}, CLIENTS)
         _report_streams({name: _measure(target, STREAMS, stream=True) for name, target in targets.items()})
         memory = psutil.Process(gateway_pid).memory_full_info().pss / 2**20
         _print("memory_pss", memory, "MiB")
+
+
+def _measure(target: tuple[str, int], clients: int, *, stream: bool = False) -> Sample:
+    base, pid = target
+    request = chat("/v1/chat/completions", f"Authorization: Bearer {KEY}", stream=stream)
+    return measure(Straight(base), request, [pid], clients, stream=stream)
 
 
 def _report_plain(samples: dict[str, Sample], clients: int) -> None:
@@ -96,83 +78,6 @@ def _print(metric: str, value: float | None, unit: str, **vs: float | str) -> No
     shown = None if value is None else round(value, 4)
     line = {"bench": "gateway", "metric": metric, "value": shown, "unit": unit, "vs": rounded}
     print(json.dumps(line), flush=True)
-
-
-def _measure(target: tuple[str, int], clients: int, *, stream: bool) -> Sample:
-    base, pid = target
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_load(base, clients, stream, 0.3, Sample()))  # warm up: connections, caches
-        sample = Sample()
-        before, started = _cpu(pid), time.monotonic()
-        runner.run(_load(base, clients, stream, SECONDS, sample))
-        sample.elapsed = time.monotonic() - started
-        sample.cpu = _cpu(pid) - before
-    return sample
-
-
-def _cpu(pid: int) -> float:
-    """Seconds so far, of the process and its children."""
-    process = psutil.Process(pid)
-    return sum(sum(p.cpu_times()[:2]) for p in (process, *process.children()))
-
-
-async def _load(base: str, clients: int, stream: bool, seconds: float, sample: Sample) -> None:
-    until = time.monotonic() + seconds
-    ask = _ask_streamed if stream else _ask
-    # Streams start spread over the time of one, or all their events would fall into the same moments.
-    spread = CHUNKS * CHUNK_PAUSE / clients if stream else 0.0
-    await asyncio.gather(*(_client(base, ask, n * spread, until, sample) for n in range(clients)))
-
-
-Ask = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[float]]
-
-
-async def _client(base: str, ask: Ask, delay: float, until: float, sample: Sample) -> None:
-    await asyncio.sleep(delay)
-    host, port = base.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    while time.monotonic() < until:
-        sample.seconds.append(await ask(reader, writer))
-        sample.requests += 1
-    writer.close()
-
-
-def _request(stream: bool) -> bytes:
-    body = json.dumps(
-        {
-            "model": "m",
-            "messages": [{"role": "user", "content": "word " * 200}],
-            "stream": stream,
-        }
-    ).encode()
-    return (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {KEY}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
-
-
-_PLAIN, _STREAMED = _request(False), _request(True)
-
-
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
-    started = time.perf_counter()
-    writer.write(_PLAIN)
-    head = await reader.readuntil(b"\r\n\r\n")
-    lower = head.lower()
-    assert b" 200 " in head
-    at = lower.index(b"content-length:") + 15
-    await reader.readexactly(int(lower[at : lower.index(b"\r", at)]))
-    return time.perf_counter() - started
-
-
-async def _ask_streamed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
-    started = time.perf_counter()
-    writer.write(_STREAMED)
-    await reader.readuntil(b"\r\n\r\n")
-    await reader.readuntil(b"data: ")
-    first = time.perf_counter() - started
-    await reader.readuntil(_END_OF_CHUNKS)
-    return first
 
 
 def _database(folder: Path, engine: str) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,6 +57,8 @@ class MockEngine(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._received = b""
+        self._clock = False
+        """The events of this answer say when they were sent."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -70,8 +73,9 @@ class MockEngine(asyncio.Protocol):
         if len(body) < int(lower[at:].split(b"\r", 1)[0]):
             return
         self._received = b""
+        self._clock = b'"clock": true' in body
         if b'"stream": true' in body:
-            self._write(_START + _CHUNK)
+            self._write(_START + self._event())
             self._loop.call_later(CHUNK_PAUSE, self._next, CHUNKS - 1)
         else:
             self._write(_PLAIN)
@@ -80,10 +84,16 @@ class MockEngine(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if left == 1:
-            self._write(_CHUNK + _END)
+            self._write(self._event() + _END)
             return
-        self._write(_CHUNK)
+        self._write(self._event())
         self._loop.call_later(CHUNK_PAUSE, self._next, left - 1)
+
+    def _event(self) -> bytes:
+        if not self._clock:
+            return _CHUNK
+        event = _EVENT[:-3] + b', "at": %d}\n\n' % time.monotonic_ns()
+        return b"%x\r\n%b\r\n" % (len(event), event)
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)  # type: ignore[attr-defined]

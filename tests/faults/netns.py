@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.forward import Forwarder
 from tests.stack import Process, Stack
 
 _OURS = re.compile(r"\bhft(\d+)[bnv]\d*\b")
@@ -83,30 +82,18 @@ class NetworkOfHost:
 
 
 class StackOnNetwork(Stack):
-    """The API listens on the network's address; Temporal, which has none but loopback, is forwarded there."""
+    """API and relay listen on the network's address; Temporal and the database are out of the hosts' sight."""
 
     def __init__(self, folder: Path, *, engines: Path, network: Network, env: Mapping[str, str] | None = None) -> None:
         super().__init__(folder, engines=engines, env={**(env or {}), "HOLDFAST_BIND": network.address})
-        self._temporal_address = f"{network.address}:{self.settings.temporal_port}"
-        self._forwarder = Forwarder(network.address, self.settings.temporal_port)
 
     def set_command_line(self, module: str) -> None:
         """Run all of ours as ``python -m module``; before ``start``."""
         self.command_line = module
-        self.controller, self.api = self._ours("controller"), self._ours("api")
-
-    def start(self) -> None:
-        self._forwarder.start()
-        super().start()
-
-    def stop(self) -> None:
-        super().stop()
-        self._forwarder.stop()
+        self.controller, self.api, self.relay = (self._ours(name) for name in ("controller", "api", "relay"))
 
     def add_host_on(self, network: NetworkOfHost, name: str, **env: str) -> Process:
-        reached = {"HOLDFAST_SERVER": self.url, "HOLDFAST_HOST_ADDRESS": network.address}
-        temporal = {"HOLDFAST_TEMPORAL_ADDRESS": self._temporal_address}
-        return self.add_host(name, prefix=network.prefix, **reached, **temporal, **env)
+        return self.add_host(name, prefix=network.prefix, **env)
 
 
 def why_not() -> str:

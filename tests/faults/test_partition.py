@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from api.gateway.connection import VANISHED_AFTER_S
+from fleet.http.dial import VANISHED_AFTER_S
 from tests.faults.invariants import Engine, InvariantBroken, engines, watched
 from tests.faults.load import Load, steady_load
 from tests.faults.netns import Network, NetworkOfHost, StackOnNetwork, new_network, why_not

@@ -161,7 +161,7 @@ def test_canary_gets_its_share_bakes_and_is_promoted(whole: Stack, small_model: 
         update(stack, "smol", max_model_len=320, rollout={"strategy": "canary", "bake_s": 1, "canary": canary})
         eventually(lambda: rollout(stack)["stage"] == "waiting", within=60, what="baked")
         since = counted(stack)
-        eventually(lambda: sum(counted(stack).values()) - sum(since.values()) >= 40, within=60, what="40 requests")
+        eventually(lambda: sum(counted(stack).values()) - sum(since.values()) >= 120, within=90, what="120 requests")
         now = counted(stack)
         share = (now[2] - since[2]) / (sum(now.values()) - sum(since.values()))
         stack.ok(stack.http.post("/deployments/smol/rollout/promote"))

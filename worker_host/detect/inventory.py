@@ -1,5 +1,6 @@
 """Everything about this host, put together."""
 
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -7,15 +8,34 @@ from pathlib import Path
 from fleet.engines.catalog import ADAPTERS
 from fleet.inventory import AcceleratorKind, EngineBuild, Inventory
 from fleet.settings import Settings
-from worker_host.detect import machine, nvidia
+from worker_host.detect import machine
+from worker_host.detect.card import Look
+from worker_host.detect.cards import Cards
+from worker_host.detect.vendors import all_vendors
 from worker_host.runtime.choice import runtimes_here
+
+LOOK_S = 60.0
+_DEVICES = (
+    (r"CUDA\d+", AcceleratorKind.NVIDIA),
+    (r"ROCm\d+", AcceleratorKind.AMD),
+    (r"MUSA\d+", AcceleratorKind.MTHREADS),
+    (r"CANN\d+", AcceleratorKind.ASCEND),
+    (r"(?:Metal|MTL\d+)", AcceleratorKind.APPLE),
+)
+"""How llama.cpp names what it can use."""
 
 
 def take_inventory(settings: Settings, name: str) -> Inventory:
-    """Blocks for up to a few seconds (drivers and binaries are asked)."""
+    """Blocks for up to a minute: drivers, tools and binaries are asked."""
+    return inventory_of(settings, name, Cards(all_vendors()).look(LOOK_S))
+
+
+def inventory_of(settings: Settings, name: str, look: Look) -> Inventory:
+    """With the cards as they were just seen."""
     ram = machine.ram_bytes()
     total, free = machine.disk(settings.home)
     system, arch = machine.system()
+    shared = sum(card.gpu.memory_bytes for card in look.cards if card.gpu.unified)
     return Inventory(
         hostname=name,
         machine_id=machine.machine_id(),
@@ -24,13 +44,16 @@ def take_inventory(settings: Settings, name: str) -> Inventory:
         arch=arch,
         cpu_count=machine.cpu_count(),
         ram_bytes=ram,
-        ram_allocatable_bytes=max(0, ram - settings.host_reserved_ram_bytes),
+        # What its GPU may be given is not given twice.
+        ram_allocatable_bytes=max(0, ram - settings.host_reserved_ram_bytes - shared),
         disk_bytes=total,
         disk_free_bytes=free,
-        gpus=nvidia.detect(),
+        gpus=tuple(card.gpu for card in look.cards),
         engines=engine_builds(settings),
         runtimes=runtimes_here(settings),
         labels=settings.host_labels,
+        vram_reserved_bytes=settings.host_reserved_vram_bytes,
+        notes=look.notes,
     )
 
 
@@ -56,13 +79,23 @@ def _images(settings: Settings) -> tuple[EngineBuild, ...]:
 
 
 def _own_llama_server(binary: Path) -> EngineBuild:
+    try:
+        changed = binary.stat().st_mtime_ns
+    except OSError:
+        changed = 0
+    return _asked_llama_server(binary, changed)
+
+
+@functools.lru_cache(maxsize=4)
+def _asked_llama_server(binary: Path, _changed: int) -> EngineBuild:
+    """Once for each version of the file: it starts the drivers of all cards."""
     version = re.search(r"version: (\S+) \((\w+)\)", _ask(binary, "--version"))
     devices = _ask(binary, "--list-devices")
-    nvidia_too = re.search(r"^\s*CUDA\d+:", devices, re.MULTILINE) is not None
+    kinds = [kind for name, kind in _DEVICES if re.search(rf"^\s*{name}:", devices, re.MULTILINE)]
     return EngineBuild(
         engine="llama_cpp",
         version=f"{version[1]}-{version[2]}" if version else "unknown",
-        accelerators=(AcceleratorKind.CPU, AcceleratorKind.NVIDIA) if nvidia_too else (AcceleratorKind.CPU,),
+        accelerators=(AcceleratorKind.CPU, *kinds),
         origin=str(binary),
     )
 

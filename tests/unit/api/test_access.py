@@ -10,8 +10,11 @@ from sqlmodel import select
 from api.management.access import ensure_admin_key
 from fleet.access.secrets import digest
 from fleet.db import registry
+from fleet.db.join_tokens import use_token
 from fleet.db.tables import ApiKeyRow, JoinTokenRow
-from tests.unit.api.world import ADMIN, World
+from fleet.errors import Unauthenticated
+from fleet.join import JoinToken
+from tests.unit.api.world import ADMIN, World, the_authority
 
 KEYS, TOKENS = "/api/v1/api-keys", "/api/v1/join-tokens"
 
@@ -128,18 +131,43 @@ async def test_keys_come_page_by_page(world: World, api: httpx.AsyncClient) -> N
     assert seen == sorted(row.id for row in rows(world, ApiKeyRow))
 
 
-async def test_join_token_is_shown_once_with_the_command_to_use_it(world: World, api: httpx.AsyncClient) -> None:
-    token = await made(api, TOKENS, description="rack 4")
-    assert token["token"].startswith("hf-join-")
-    assert f"HOLDFAST_HOST_TOKEN={token['token']} holdfast host" in token["command"]
-    assert world.settings.server_url in token["command"]
+async def test_join_token_is_shown_once_with_the_pin_of_our_ca(world: World, api: httpx.AsyncClient) -> None:
+    made_ = await made(api, TOKENS, description="rack 4")
+    token = JoinToken.parse(made_["token"])
+    assert token.pin == the_authority().ca.pin
     listed = await api.get(TOKENS)
-    assert token["token"] not in listed.text
+    assert token.secret not in listed.text
     assert [item["description"] for item in listed.json()["items"]] == ["rack 4"]
-    assert rows(world, JoinTokenRow)[0].token_hash == digest(token["token"])
+    [row] = rows(world, JoinTokenRow)
+    assert row.token_hash == digest(token.secret)
+    assert (row.max_uses, row.uses) == (1, 0)
 
 
-@pytest.mark.parametrize(("body", "field"), [({"ttl_s": 0}, "ttl_s"), ({"ttl_s": 10**9}, "ttl_s"), ({"x": 1}, "x")])
-async def test_bad_join_token_is_refused(api: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
+async def test_revoked_join_token_stays_on_the_list_and_is_worth_nothing(world: World, api: httpx.AsyncClient) -> None:
+    token = await made(api, TOKENS, max_uses=3)
+    assert token["max_uses"] == 3
+    for _ in range(2):
+        assert (await api.delete(f"{TOKENS}/{token['id']}")).status_code == 204
+    [listed] = (await api.get(TOKENS)).json()["items"]
+    assert listed["revoked_at"]
+    secret = JoinToken.parse(token["token"]).secret
+    with pytest.raises(Unauthenticated, match="revoked"):
+        world.database.write(lambda s: use_token(s, secret, "h1"))
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"ttl_s": 0}, "ttl_s"),
+        ({"ttl_s": 10**9}, "ttl_s"),
+        ({"max_uses": 0}, "max_uses"),
+        ({"max_uses": 10_001}, "max_uses"),
+        ({"x": 1}, "x"),
+    ],
+)
+async def test_bad_join_token_is_refused(
+    world: World, api: httpx.AsyncClient, body: dict[str, Any], field: str
+) -> None:
     answer = await api.post(TOKENS, json=body)
     assert (answer.status_code, answer.json()["field"]) == (422, field)
+    assert rows(world, JoinTokenRow) == []

@@ -9,8 +9,7 @@ import pytest
 from api import management
 from tests.unit.api.world import ADMIN, World, the_app
 
-OPEN = {"/healthz", "/readyz", "/version", "/api/v1/hosts/join"}
-OF_HOSTS = {"/api/v1/hosts/{host_id}/register", "/api/v1/hosts/{host_id}/engines", "/api/v1/hosts/{host_id}/reports"}
+OPEN = {"/healthz", "/readyz", "/version"}
 
 
 def operations() -> Iterator[tuple[str, str]]:
@@ -20,8 +19,7 @@ def operations() -> Iterator[tuple[str, str]]:
             yield method.upper(), path
 
 
-GUARDED = [o for o in operations() if o[1] not in OPEN | OF_HOSTS]
-BY_HOSTS = [o for o in operations() if o[1] in OF_HOSTS]
+GUARDED = [o for o in operations() if o[1] not in OPEN]
 
 
 def filled(path: str) -> str:
@@ -30,7 +28,6 @@ def filled(path: str) -> str:
 
 def test_all_routes_are_looked_at() -> None:
     assert len(GUARDED) >= 20
-    assert len(BY_HOSTS) == 3
     assert {path for _, path in operations()} >= OPEN
 
 
@@ -81,18 +78,6 @@ async def test_other_schemes_are_no_key(world: World, scheme: str) -> None:
 async def test_health_version_and_documentation_are_open(world: World, path: str) -> None:
     async with world.client(None) as client:
         assert (await client.get(path)).status_code == 200
-
-
-@pytest.mark.parametrize(("method", "path"), BY_HOSTS)
-@pytest.mark.parametrize(("credential", "status"), [(None, 401), ("wrong", 404), (ADMIN, 404), ("hf-host-2", 403)])
-async def test_host_speaks_for_itself_only(
-    world: World, method: str, path: str, credential: str | None, status: int
-) -> None:
-    world.add_host("h1", "hf-host-1")
-    world.add_host("h2", "hf-host-2")
-    async with world.client(credential) as client:
-        answer = await client.request(method, filled(path))
-    assert answer.status_code == status
 
 
 def test_every_route_is_documented_except_the_documentation() -> None:

@@ -1,230 +1,248 @@
-"""Hosts: how they join, what they say, and how people see them."""
+"""Hosts as people see and set them."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from sqlmodel import select
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fleet.access.secrets import digest
-from fleet.db.tables import ClaimRow, GpuRow, HostRow, JoinTokenRow
+from fleet.db.hosts import ready_hosts
+from fleet.db.tables import ClaimRow, GpuRow, HostRow, HostStatusRow
 from fleet.inventory import AcceleratorKind, Gpu
 from fleet.states import ClaimState, HostState
-from tests.unit.api.world import World, inventory, registration
+from fleet.telemetry import GpuStatus, HostStatus
+from tests.unit.api.world import World, inventory
 
-CREDENTIAL = "hf-host-1"
-JOIN = "/api/v1/hosts/join"
-GPU = Gpu(uuid="GPU-1", kind=AcceleratorKind.NVIDIA, name="H200", memory_bytes=141 << 30, index=0)
-BAD_GPU = Gpu(
-    uuid="GPU-2", kind=AcceleratorKind.NVIDIA, name="?", memory_bytes=0, index=1, healthy=False, reason="lost"
-)
+GIB = 1 << 30
+HOST = "/api/v1/hosts/h1"
+GPU = Gpu(uuid="GPU-1", kind=AcceleratorKind.NVIDIA, name="H200", memory_bytes=141 * GIB, index=0)
 
 
-async def new_token(api: httpx.AsyncClient) -> str:
-    return str((await api.post("/api/v1/join-tokens", json={})).json()["token"])
+def gpu_row(host_id: str = "h1", **changes: Any) -> GpuRow:
+    kept = {"uuid": GPU.uuid, "index": 0, "kind": "nvidia", "name": GPU.name, "memory_bytes": GPU.memory_bytes}
+    return GpuRow(**{**kept, "host_id": host_id, "allocatable": GPU.memory_bytes, **changes})
 
 
-async def join(
-    world: World, token: str, credential: str = CREDENTIAL, changes: dict[str, Any] | None = None
-) -> httpx.Response:
-    body = {"token": token, "name": "Box.1", "machine_id": "m", "credential_hash": digest(credential)}
-    async with world.client(None) as client:
-        return await client.post(JOIN, json=body | (changes or {}))
-
-
-def hosts(world: World) -> list[HostRow]:
-    return world.database.read(lambda s: list(s.exec(select(HostRow)).all()))
-
-
-async def test_host_joins_with_a_token_and_is_known_by_its_credential(world: World, api: httpx.AsyncClient) -> None:
-    answer = await join(world, await new_token(api))
-    assert answer.status_code == 201
-    assert answer.json()["host_id"].startswith("box-1-")
-    assert answer.json()["temporal"] == {"address": "127.0.0.1:8234", "namespace": "default"}
-    [row] = hosts(world)
-    assert (row.id, row.name, row.state) == (answer.json()["host_id"], "Box.1", HostState.LOST)
-    assert row.credential_hash == digest(CREDENTIAL)
-
-
-async def test_token_is_good_for_one_host(world: World, api: httpx.AsyncClient) -> None:
-    token = await new_token(api)
-    await join(world, token)
-    answer = await join(world, token, "hf-host-2")
-    assert (answer.status_code, "used already" in answer.json()["detail"]) == (401, True)
-    assert len(hosts(world)) == 1
-
-
-async def test_asking_again_with_the_same_credential_is_the_same_host(world: World, api: httpx.AsyncClient) -> None:
-    token = await new_token(api)
-    first, second = await join(world, token), await join(world, token)
-    assert first.json() == second.json()
-    assert len(hosts(world)) == 1
-
-
-async def test_answer_that_was_lost_can_be_asked_for_after_the_token_ended(
-    world: World, api: httpx.AsyncClient
-) -> None:
-    token = await new_token(api)
-    first = await join(world, token)
-    _expire_tokens(world)
-    assert (await join(world, token)).json() == first.json()
-
-
-async def test_credential_that_is_known_cannot_join_with_another_token(world: World, api: httpx.AsyncClient) -> None:
-    await join(world, await new_token(api))
-    assert (await join(world, await new_token(api))).status_code == 401
-
-
-async def test_token_that_ended_was_revoked_or_never_was_is_refused(world: World, api: httpx.AsyncClient) -> None:
-    made = (await api.post("/api/v1/join-tokens", json={})).json()
-    assert (await api.delete(f"/api/v1/join-tokens/{made['id']}")).status_code == 204
-    expired = await new_token(api)
-    _expire_tokens(world)
-    for token, why in ((made["token"], "unknown"), (expired, "expired"), ("nonsense", "unknown")):
-        answer = await join(world, token)
-        assert answer.status_code == 401
-        assert why in answer.json()["detail"]
-        assert "join-token create" in answer.json()["hint"]
-    assert hosts(world) == []
-
-
-async def test_token_that_is_revoked_after_use_keeps_its_host(world: World, api: httpx.AsyncClient) -> None:
-    made = (await api.post("/api/v1/join-tokens", json={})).json()
-    await join(world, made["token"])
-    await api.delete(f"/api/v1/join-tokens/{made['id']}")
-    assert len(hosts(world)) == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"name": "-x"}, "name"),
-        ({"name": "x" * 64}, "name"),
-        ({"machine_id": "a b"}, "machine_id"),
-        ({"credential_hash": "x"}, "credential_hash"),
-        ({"credential": "clear"}, "credential"),
-    ],
-)
-async def test_bad_join_is_refused_and_costs_no_token(
-    world: World, api: httpx.AsyncClient, changes: dict[str, Any], field: str
-) -> None:
-    token = await new_token(api)
-    answer = await join(world, token, changes=changes)
-    assert (answer.status_code, answer.json()["field"]) == (422, field)
-    assert (await join(world, token)).status_code == 201
-
-
-# -- what a host says ----------------------------------------------------------------------------------------------
-
-
-async def said(world: World, what: str, body: Any, host_id: str = "h1") -> httpx.Response:
-    async with world.client(CREDENTIAL) as client:
-        return await client.post(f"/api/v1/hosts/{host_id}/{what}", json=body)
-
-
-def claim(instance_id: str, fence: int, state: ClaimState = ClaimState.BOUND, host_id: str = "h1") -> ClaimRow:
+def claim(instance_id: str, fence: int, host_id: str = "h1") -> ClaimRow:
     return ClaimRow(
-        instance_id=instance_id, fence=fence, host_id=host_id, memory_bytes=1 << 30, state=state, placement={}
+        instance_id=instance_id,
+        fence=fence,
+        host_id=host_id,
+        memory_bytes=GIB,
+        state=ClaimState.BOUND,
+        placement={},
     )
 
 
-async def test_registration_is_what_people_see(world: World, api: httpx.AsyncClient) -> None:
-    world.add_host(state=HostState.LOST, inventory={})
-    cards = inventory(gpus=(GPU, BAD_GPU)).model_dump(mode="json")
-    answer = await said(world, "register", registration(inventory=cards))
-    assert (answer.status_code, answer.json()) == (200, {"engines": []})
-    seen = (await api.get("/api/v1/hosts/h1")).json()
-    assert (seen["name"], seen["state"], seen["address"], seen["version"]) == ("box", "ready", "127.0.0.1", "0.1.0")
-    assert seen["ram_allocatable_bytes"] == 7 << 30
-    assert [(g["uuid"], g["healthy"], g["reason"]) for g in seen["gpus"]] == [
-        ("GPU-1", True, ""),
-        ("GPU-2", False, "lost"),
-    ]
-    assert seen["workflow_url"].endswith("/workflows/host%2Fh1")
-    assert "credential" not in str(seen)
+def said(**changes: Any) -> HostStatus:
+    gpu = GpuStatus(uuid="GPU-1", memory_used_bytes=3 * GIB, foreign_bytes=GIB, utilization=0.5, temperature_c=60)
+    return HostStatus(boot_id="b", inventory="i", at=datetime.now(UTC), gpus=(gpu,)).model_copy(update=changes)
 
 
-async def test_host_hears_which_engines_may_go_on(world: World) -> None:
-    world.add_host(ram_used=2 << 30)
-    world.add(claim("chat/1-a", 2))
-    world.add(claim("chat/2-b", 1, ClaimState.RELEASING))
-    running = [{"instance_id": "chat/1-a", "fence": 1}, {"instance_id": "stray/1", "fence": 9}]
-    mine = {"engines": [{"instance_id": "chat/1-a", "fence": 2}]}
-    assert (await said(world, "engines", {"engines": running})).json() == mine
-    assert (await said(world, "register", registration(engines=running))).json() == mine
-    [left] = world.database.read(lambda s: s.exec(select(ClaimRow)).all())
-    assert left.instance_id == "chat/1-a", "what was given up and does not run is free"
-
-
-async def test_report_goes_to_the_instance(world: World) -> None:
-    world.add_host()
-    world.add(claim("chat/1-a", 2))
-    body = {"instance_id": "chat/1-a", "fence": 2, "sequence": 1, "phase": "ready", "url": "http://127.0.0.1:1"}
-    assert (await said(world, "reports", body)).status_code == 202
-    [report] = world.workflows.reports
-    assert (report.instance_id, report.phase, report.url) == ("chat/1-a", "ready", "http://127.0.0.1:1")
-
-
-async def test_host_does_not_speak_for_engines_of_another(world: World) -> None:
-    world.add_host()
-    world.add_host("h2", "hf-host-2")
-    world.add(claim("chat/1-a", 2, host_id="h2"))
-    answer = await said(world, "reports", {"instance_id": "chat/1-a", "fence": 2, "sequence": 1, "phase": "ready"})
-    assert answer.status_code == 403
-    assert world.workflows.reports == []
-
-
-HUGE = 10**30
-
-
-@pytest.mark.parametrize(
-    ("what", "body"),
-    [
-        ("engines", {"engines": [{"instance_id": "a", "fence": HUGE}]}),
-        ("engines", {"engines": [{"instance_id": "a\0", "fence": 1}]}),
-        ("engines", {"engines": [{"instance_id": "a", "fence": 1}] * 10_001}),
-        ("reports", {"instance_id": "a", "fence": HUGE, "sequence": 1, "phase": "ready"}),
-        ("reports", {"instance_id": "a", "fence": 1, "sequence": HUGE, "phase": "ready"}),
-        ("reports", {"instance_id": "a", "fence": 1, "sequence": 1, "phase": "ready", "pid": HUGE}),
-        ("reports", {"instance_id": "a", "fence": 1, "sequence": 1, "phase": "ready", "progress": 1e400}),
-        ("reports", {"instance_id": "a", "fence": 1, "sequence": 1, "phase": "ready", "message": "\0"}),
-        ("register", registration(http_port=HUGE)),
-        ("register", registration(address="\0")),
-        ("register", registration(inventory=inventory().model_dump(mode="json") | {"ram_allocatable_bytes": HUGE})),
-        ("register", registration(inventory=inventory().model_dump(mode="json") | {"hostname": "a\0b"})),
-        ("register", registration(engines=[{"instance_id": "a", "fence": -1}])),
-    ],
-)
-async def test_what_no_database_can_keep_is_refused(world: World, what: str, body: Any) -> None:
-    world.add_host()
-    async with world.client(CREDENTIAL) as client:
-        headers = {"content-type": "application/json"}
-        answer = await client.post(f"/api/v1/hosts/h1/{what}", content=json.dumps(body), headers=headers)
-    assert answer.status_code == 422, answer.text
-    assert world.workflows.reports == []
-
-
-async def test_host_hears_when_its_words_cannot_be_passed_on(world: World) -> None:
-    world.add_host()
-    world.workflows.down = True
-    body = {"instance_id": "chat/1-a", "fence": 2, "sequence": 1, "phase": "ready"}
-    assert (await said(world, "reports", body)).status_code == 503
-    assert (await said(world, "register", registration())).status_code == 503
-
-
-# -- people --------------------------------------------------------------------------------------------------------
+def row(world: World) -> HostRow:
+    return world.database.read(lambda s: s.get_one(HostRow, "h1"))
 
 
 async def test_hosts_are_listed_by_label(world: World, api: httpx.AsyncClient) -> None:
     world.add_host("h1", labels={"zone": "a"})
     world.add_host("h2", "2", labels={"zone": "b"})
-    world.add(GpuRow(**GPU.model_dump(include=set(GpuRow.model_fields)), host_id="h2", allocatable=1))
+    world.add(gpu_row("h2"))
     listed = (await api.get("/api/v1/hosts")).json()["items"]
     assert [(h["id"], len(h["gpus"])) for h in listed] == [("h1", 0), ("h2", 1)]
     chosen = (await api.get("/api/v1/hosts", params={"label": "zone=b"})).json()["items"]
     assert [h["id"] for h in chosen] == ["h2"]
+
+
+async def test_host_is_shown_with_all_that_is_known_of_it(world: World, api: httpx.AsyncClient) -> None:
+    now = datetime.now(UTC)
+    world.add_host(
+        boot_id="boot-1",
+        version="0.1.0",
+        joined_with="join-1",
+        certificate_expires_at=now + timedelta(days=20),
+        tunnel_only=True,
+        tunnel_url="http://relay:8482",
+        reserved_for={"team": "ml"},
+        status=said().model_dump(mode="json"),
+        status_at=now - timedelta(seconds=7),
+        inventory=inventory(gpus=(GPU,)).model_dump(mode="json"),
+    )
+    world.add(gpu_row(foreign_bytes=GIB, details=GPU.model_dump(mode="json") | {"pci_address": "0000:3b:00.0"}))
+    seen = (await api.get(HOST)).json()
+    assert (seen["boot_id"], seen["version"], seen["joined_with"]) == ("boot-1", "0.1.0", "join-1")
+    assert (seen["reach"], seen["tunnel_connected"], seen["reserved_for"]) == ("tunnel", True, {"team": "ml"})
+    assert 7 <= seen["status_age_s"] < 60
+    assert seen["status"]["gpus"][0]["temperature_c"] == 60
+    [gpu] = seen["gpus"]
+    assert (gpu["foreign_bytes"], gpu["details"]["pci_address"]) == (GIB, "0000:3b:00.0")
+    assert gpu["status"]["memory_used_bytes"] == 3 * GIB
+    assert "credential" not in str(seen)
+    assert seen["workflow_url"].endswith("host%2Fh1")
+
+
+async def test_host_that_has_said_nothing_yet_is_shown_too(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host(inventory={})
+    seen = (await api.get(HOST)).json()
+    assert (seen["status"], seen["status_age_s"], seen["reach"], seen["tunnel_connected"]) == (
+        None,
+        None,
+        "direct",
+        False,
+    )
+
+
+# -- what people set -----------------------------------------------------------------------------------------------
+
+
+async def test_labels_are_laid_over_those_of_the_host_and_lifted_again(world: World, api: httpx.AsyncClient) -> None:
+    own = inventory().model_copy(update={"labels": {"zone": "a", "disk": "ssd"}})
+    world.add_host(inventory=own.model_dump(mode="json"), labels=own.labels)
+    seen = (await api.patch(HOST, json={"labels": {"zone": "b", "rack": "4"}})).json()
+    assert seen["labels"] == {"zone": "b", "disk": "ssd", "rack": "4"}
+    assert seen["given_labels"] == {"zone": "b", "rack": "4"}
+    seen = (await api.patch(HOST, json={"labels": {"zone": None}})).json()
+    assert seen["labels"] == {"zone": "a", "disk": "ssd", "rack": "4"}
+    seen = (await api.patch(HOST, json={"labels": None})).json()
+    assert (seen["labels"], seen["given_labels"]) == ({"zone": "a", "disk": "ssd"}, {})
+
+
+async def test_reserve_of_a_person_replaces_that_of_the_host(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host()
+    world.add(gpu_row(foreign_bytes=3 * GIB))
+    seen = (await api.patch(HOST, json={"reserve": {"ram_bytes": 3 * GIB, "vram_bytes": 2 * GIB}})).json()
+    assert (seen["ram_allocatable_bytes"], seen["reserve"]) == (5 * GIB, {"ram_bytes": 3 * GIB, "vram_bytes": 2 * GIB})
+    assert seen["gpus"][0]["allocatable_bytes"] == 138 * GIB, "what others use counts against what is reserved"
+    seen = (await api.patch(HOST, json={"reserve": {"vram_bytes": 10 * GIB}})).json()
+    assert seen["gpus"][0]["allocatable_bytes"] == 131 * GIB
+    seen = (await api.patch(HOST, json={"reserve": None})).json()
+    assert (seen["ram_allocatable_bytes"], seen["gpus"][0]["allocatable_bytes"]) == (7 * GIB, 138 * GIB)
+    seen = (await api.patch(HOST, json={"reserve": {"ram_bytes": 1 << 50}})).json()
+    assert seen["ram_allocatable_bytes"] == 0
+
+
+async def test_change_makes_older_decisions_about_the_host_void(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host(generation=4)
+    world.add(gpu_row(generation=4))
+    world.add(gpu_row(uuid="GPU-away", generation=2, healthy=False))
+    await api.patch(HOST, json={"reserved_for": {"team": "ml"}})
+    gpus = world.database.read(lambda s: {u: s.get_one(GpuRow, u).generation for u in ("GPU-1", "GPU-away")})
+    assert (row(world).generation, gpus) == (5, {"GPU-1": 5, "GPU-away": 2})
+    await api.patch(HOST, json={"reserved_for": {"team": "ml"}})
+    assert row(world).generation == 5, "the same again is no change"
+
+
+async def test_what_is_set_before_the_host_registers_is_kept(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host(inventory={}, ram_allocatable=0)
+    changed = await api.patch(HOST, json={"labels": {"rack": "4"}, "reserve": {"ram_bytes": GIB}})
+    assert (changed.status_code, changed.json()["given_labels"]) == (200, {"rack": "4"})
+
+
+async def test_placement_hears_whom_a_host_is_for(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host()
+    await api.patch(HOST, json={"reserved_for": {"team": "ml"}})
+    [ready] = world.database.read(lambda s: ready_hosts(s, ""))
+    assert ready.view.reserved_for == {"team": "ml"}
+
+
+async def test_change_of_what_somebody_else_changed_is_refused(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host()
+    read = (await api.get(HOST)).headers["etag"]
+    changed = await api.patch(HOST, json={"labels": {"a": "b"}}, headers={"If-Match": read})
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != read
+    late = await api.patch(HOST, json={"labels": {"a": "c"}}, headers={"If-Match": read})
+    assert (late.status_code, row(world).given_labels) == (412, {"a": "b"})
+    for match in ("*", changed.headers["etag"], f"W/{changed.headers['etag']}"):
+        again = await api.patch(HOST, json={"labels": {"a": "b"}}, headers={"If-Match": match})
+        assert again.status_code == 200
+        assert again.headers["etag"] == changed.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"labels": {"-": "x"}}, "labels.-.[key]"),
+        ({"labels": {"a": 1}}, "labels.a"),
+        ({"labels": {"a": "x" * 64}}, "labels.a"),
+        ({"labels": {f"k{n}": "v" for n in range(33)}}, "labels"),
+        ({"labels": "x"}, "labels"),
+        ({"reserved_for": {"a": "\0"}}, "reserved_for.a"),
+        ({"reserve": {"ram_bytes": -1}}, "reserve.ram_bytes"),
+        ({"reserve": {"vram_bytes": 1 << 51}}, "reserve.vram_bytes"),
+        ({"reserve": {"disk_bytes": 1}}, "reserve.disk_bytes"),
+        ({"state": "ready"}, "state"),
+    ],
+)
+async def test_bad_change_is_refused_and_changes_nothing(
+    world: World, api: httpx.AsyncClient, body: dict[str, Any], field: str
+) -> None:
+    world.add_host()
+    before = row(world).model_dump()
+    answer = await api.patch(HOST, json={"labels": {"good": "one"}} | body)
+    assert (answer.status_code, answer.json()["field"]) == (422, field)
+    assert row(world).model_dump() == before
+
+
+async def test_what_is_not_there_is_neither_shown_nor_changed(world: World, api: httpx.AsyncClient) -> None:
+    for host_id in ("nope", "a%00b", "%F0%9F%92%A5"):
+        path = f"/api/v1/hosts/{host_id}"
+        answers = [await api.get(path), await api.patch(path, json={}), await api.get(f"{path}/status")]
+        assert [a.status_code for a in answers] == [404] * 3
+
+
+keys = st.sampled_from(["a", "b", "c"])
+values = st.none() | st.sampled_from(["x", "y"])
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(keys, values), max_size=4), st.dictionaries(keys, st.sampled_from(["own"])))
+async def test_labels_are_always_the_given_ones_over_the_hosts_own(
+    world: World, patches: list[dict[str, str | None]], own: dict[str, str]
+) -> None:
+    told = inventory().model_copy(update={"labels": own}).model_dump(mode="json")
+    world.database.write(lambda s: s.merge(HostRow(id="h1", name="h", state="ready", credential_hash="x")))
+    world.database.write(lambda s: _reset(s.get_one(HostRow, "h1"), told, own))
+    given_labels: dict[str, str] = {}
+    async with world.client() as client:
+        for one in patches:
+            seen = (await client.patch(HOST, json={"labels": one})).json()
+            given_labels = {k: v for k, v in (given_labels | one).items() if v is not None}
+            assert (seen["given_labels"], seen["labels"]) == (given_labels, own | given_labels)
+
+
+def _reset(host: HostRow, told: dict[str, Any], own: dict[str, str]) -> None:
+    host.inventory, host.labels, host.given_labels = told, own, {}
+
+
+# -- what it said --------------------------------------------------------------------------------------------------
+
+
+async def test_history_of_a_host_is_read_from_a_time_on(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host()
+    start = datetime(2026, 11, 20, 10, tzinfo=UTC)
+    for number in range(5):
+        status = said(cpu_utilization=number / 10).model_dump(mode="json")
+        world.add(HostStatusRow(host_id="h1", at=start + timedelta(seconds=10 * number), status=status))
+
+    async def read(**params: Any) -> list[float]:
+        items = (await api.get(f"{HOST}/status", params=params)).json()["items"]
+        return [item["status"]["cpu_utilization"] for item in items]
+
+    assert await read() == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert await read(since="2026-11-20T10:00:20Z") == [0.3, 0.4]
+    assert await read(since="2026-11-20T12:00:20+02:00", limit=1) == [0.4]
+
+
+@pytest.mark.parametrize("since", ["yesterday", "2026-11-20T10:00:00", "0001-01-01T00:00:00+14:00", ""])
+async def test_odd_time_is_refused(world: World, api: httpx.AsyncClient, since: str) -> None:
+    world.add_host()
+    answer = await api.get(f"{HOST}/status", params={"since": since})
+    assert (answer.status_code, answer.json()["field"]) == (422, "since")
+
+
+# -- forgetting ----------------------------------------------------------------------------------------------------
 
 
 async def test_only_a_lost_host_without_instances_is_forgotten(world: World, api: httpx.AsyncClient) -> None:
@@ -235,15 +253,9 @@ async def test_only_a_lost_host_without_instances_is_forgotten(world: World, api
     answer = await api.delete("/api/v1/hosts/h2")
     assert (answer.status_code, "chat/1-a" in answer.json()["detail"]) == (409, True)
     world.add_host("h3", "3", state=HostState.LOST)
+    world.add(HostStatusRow(host_id="h3", at=datetime.now(UTC), status={}))
     assert (await api.delete("/api/v1/hosts/h3")).status_code == 204
     assert (await api.get("/api/v1/hosts/h3")).status_code == 404
     assert (await api.delete("/api/v1/hosts/nope")).status_code == 404
-
-
-def _expire_tokens(world: World) -> None:
-    def expire(session: Any) -> None:
-        for row in session.exec(select(JoinTokenRow)).all():
-            row.expires_at = datetime.now(UTC) - timedelta(seconds=1)
-            session.add(row)
-
-    world.database.write(expire)
+    left = world.database.read(lambda s: s.get(HostStatusRow, ("h3", datetime.now(UTC))))
+    assert left is None

@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from fleet.access import tickets
-from fleet.access.secrets import digest
+from fleet.access.tickets import Scope, TicketReader
 from fleet.db.tables import InstanceRow
 from fleet.deployments import Deployment
 from fleet.serving import listen, serving
 from fleet.specs import DeploymentSpec, ModelSource
-from tests.unit.api.world import World
+from tests.doors import server_tls
+from tests.unit.api.world import World, the_authority
 
 URL = "/api/v1/instances"
 
@@ -58,7 +58,7 @@ async def host(world: World) -> AsyncIterator[FakeHost]:
     made.port = listening.getsockname()[1]
     world.add_host(http_port=made.port)
     world.add(instance())
-    async with serving(made.app(), listening, lifespan="off"):
+    async with serving(made.app(), listening, lifespan="off", tls=server_tls("h1", the_authority())):
         yield made
 
 
@@ -86,7 +86,8 @@ async def test_log_comes_from_the_host_with_a_ticket_for_it(host: FakeHost, api:
     assert asked.url.path == "/engines/chat/1-abc/log"
     assert dict(asked.query_params) == {"tail": "5", "follow": "false", "attempt": "2"}
     ticket = asked.headers["authorization"].removeprefix("Bearer ")
-    assert tickets.verify(ticket, digest("hf-host-1"), "h1")
+    said = TicketReader([the_authority().tickets.public_key], "h1").read(ticket)
+    assert (said.scope, said.instance_id) == (Scope.HOST, "chat/1-abc")
     assert "hf-key-admin" not in ticket
 
 

@@ -6,11 +6,13 @@ import httpx
 import pytest
 from sqlmodel import Session, select
 
+from api.relay.registering import register
 from fleet.db.projections import deployment_row, instance_row
 from fleet.db.tables import ClaimRow, DeploymentRow, EndpointRow, HostRow, InstanceRow
 from fleet.deployments import Deployment, InstanceView
 from fleet.hosts import Host
 from fleet.instances import InstanceNews
+from fleet.inventory import Registration
 from fleet.states import ClaimState, HostState, InstanceState
 from tests.unit.api.world import World, registration
 from tests.unit.fleet.test_resync import claim, host_row, ready
@@ -239,7 +241,6 @@ async def test_a_host_that_registers_goes_on_as_it_was_known(world: World) -> No
     """Its own word may come before the resync: an empty Temporal must not forget what was asked of it."""
     before = Host(host_id="h1", name="box", registrations=3, projection=40)
     world.add_host(projection=40, durable=before.model_dump(mode="json"))
-    async with world.client("hf-host-1") as host:
-        answer = await host.post("/api/v1/hosts/h1/register", json=registration())
-    assert answer.status_code == 200
-    assert world.workflows.registered == [("h1", before)]
+    said = Registration.model_validate(registration())
+    boot_id = said.inventory.boot_id
+    assert world.database.write(lambda s: register(s, "h1", boot_id, said, "10.0.0.7")) == before

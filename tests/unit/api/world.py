@@ -19,9 +19,14 @@ from api.app import create_app
 from api.limits import BodyLimit
 from api.state import Services
 from api.temporal_client import WorkflowClient
+from fleet.access.authority import CertificateAuthority, new_key
 from fleet.access.sealing import master_sealer
 from fleet.access.secrets import digest, new_id
+from fleet.access.tickets import TicketSigner
+from fleet.access.visitor import Visitor
 from fleet.changes import change, steer, why_not
+from fleet.db.audit import AuditLog
+from fleet.db.authority import Authority
 from fleet.db.hosts import record_state
 from fleet.db.session import Database
 from fleet.db.tables import ApiKeyRow, HostRow
@@ -232,7 +237,8 @@ class World:
         self.settings = Settings(home=home)
         self.workflows = FakeWorkflows(database)
         self.files = FakeFiles()
-        self.hosts = HostClient()
+        authority = the_authority()
+        self.hosts = HostClient(Visitor(authority.ca.certificate_pem, authority.tickets))
         self.master = master_sealer("master")
         services = Services(
             settings=self.settings,
@@ -241,6 +247,8 @@ class World:
             hosts=self.hosts,
             files=cast(ModelFiles, self.files),
             master=self.master,
+            authority=authority,
+            audit=AuditLog(database),
             gateway_metrics=CollectorRegistry(),
         )
         self.services = services
@@ -286,6 +294,11 @@ class World:
 
     def add(self, row: Any) -> None:
         self.database.write(lambda s: s.add(row))
+
+
+@cache
+def the_authority() -> Authority:
+    return Authority(CertificateAuthority.create(), TicketSigner(new_key()))
 
 
 @cache

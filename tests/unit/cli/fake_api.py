@@ -101,6 +101,10 @@ class FakeApi:
     gpus: list[Json] = field(default_factory=list)
     revisions: list[Json] = field(default_factory=list)
     keys: list[Json] = field(default_factory=list)
+    tokens: list[Json] = field(default_factory=list)
+    audit: list[Json] = field(default_factory=list)
+    note: str = ""
+    """Of join tokens."""
     gone_after: dict[str, int] = field(default_factory=dict)
     """So often an instance or host is still there when asked for by its id."""
     lost: Json = field(default_factory=lambda: {"deployments": [], "hosts": []})
@@ -170,6 +174,7 @@ class FakeApi:
             return refusal
         path, method = request.path_params["rest"], request.method
         collections = {"instances": self.instances, "hosts": self.hosts, "gpus": self.gpus, "api-keys": self.keys}
+        collections |= {"join-tokens": self.tokens, "audit": self.audit}
         if path == "deployments" and method == "GET":
             return self._page(request, self.deployments)
         if path in collections and method == "GET":
@@ -200,6 +205,13 @@ class FakeApi:
                 "token": "hf-join-x",
                 "expires_at": "2026-11-20T11:00:00Z",
                 "command": "run me",
+                "commands": {
+                    "process": "run me",
+                    "container": "docker run me",
+                    "systemd": "install me",
+                    "cloud_init": "#cloud-config",
+                },
+                "note": self.note,
             }
             return JSONResponse(made, status_code=201)
         if collection == "deployments" and self.deployments:
@@ -229,6 +241,7 @@ class FakeApi:
 def serving(fake: FakeApi) -> Iterator[FakeApi]:
     config = uvicorn.Config(fake.app(), port=0, log_level="critical", ws="none")
     socket = config.bind_socket()
+    socket.listen()  # else whoever is quicker than the thread below is refused
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()

@@ -86,8 +86,8 @@ def test_a_host_can_be_forgotten(holdfast: Holdfast, api: FakeApi) -> None:
 def test_a_join_token_comes_with_the_command_to_run(holdfast: Holdfast, api: FakeApi) -> None:
     seen = holdfast("join-token", "create", "--description", "rack 3", "--ttl", "60")
     assert "hf-join-x" in seen.out
-    assert "run me" in seen.out
-    assert api.requests[-1][2] == {"description": "rack 3", "ttl_s": 60}
+    assert "  run me\n" in seen.out
+    assert api.requests[-1][2] == {"description": "rack 3", "ttl_s": 60, "max_uses": 1}
 
 
 def test_a_new_key_is_all_there_is_on_stdout(holdfast: Holdfast, api: FakeApi) -> None:

@@ -72,7 +72,7 @@ def test_no_other_card_is_ever_given(kind: AcceleratorKind, numbers: list[int]) 
 
 @pytest.mark.parametrize("kind", WITH_FILES)
 def test_card_without_a_number_is_named_rather_than_guessed(kind: AcceleratorKind) -> None:
-    with pytest.raises(NoContainer, match="card GPU-1: (minor|card|physical_id) is unknown"):
+    with pytest.raises(NoContainer, match=r"card GPU-1: (minor|card|physical_id) is unknown"):
         devices_for(kind, [gpu(kind, 1).model_copy(update={"device": DeviceIds()})])
 
 

@@ -18,7 +18,6 @@ from fleet.access.sealing import (
     read_or_create_secret,
 )
 from fleet.access.secrets import digest, new_id, new_secret, shown_prefix
-from fleet.access.tickets import LIFETIME_S, issue, verify
 from fleet.errors import InvalidInput
 
 values = st.text(st.characters(exclude_categories=["Cs"]))
@@ -73,35 +72,6 @@ def test_equal_values_look_different_when_sealed_and_do_not_show() -> None:
 @given(values)
 def test_plain_values_are_not_taken_for_sealed_ones(value: str) -> None:
     assert is_sealed(value) == value.startswith("sealed:v1:")
-
-
-now = st.floats(0, 4e9)
-
-
-@given(keys, keys, now, st.floats(0, LIFETIME_S - 1.001))
-def test_ticket_is_good_on_its_host_until_it_expires(key: str, host_id: str, at: float, later: float) -> None:
-    ticket = issue(key, host_id, at)
-    assert verify(ticket, key, host_id, at + later)
-    assert not verify(ticket, key, host_id, at + LIFETIME_S)
-
-
-@given(keys, keys, st.sampled_from(["host", "credential"]))
-def test_ticket_is_worth_nothing_on_another_host_or_with_another_credential(a: str, b: str, what: str) -> None:
-    assume(a != b)
-    host_id, key = ("h1", "k1")
-    ticket = issue(key, a, 1000) if what == "host" else issue(a, host_id, 1000)
-    assert not (verify(ticket, key, b, 1000) if what == "host" else verify(ticket, b, host_id, 1000))
-
-
-def test_expiry_of_a_ticket_cannot_be_moved() -> None:
-    expires, _, signature = issue("key", "h1", 1000).partition(".")
-    assert not verify(f"{int(expires) + 1000}.{signature}", "key", "h1", 1000)
-
-
-@given(st.text())
-def test_garbage_is_no_ticket(garbage: str) -> None:
-    for ticket in (garbage, f"9999999999.{garbage}", f"{garbage}.{'0' * 64}"):
-        assert not verify(ticket, "key", "h1", 1000)
 
 
 def test_secrets_say_what_they_are_and_differ() -> None:

@@ -8,6 +8,7 @@ from api.gateway.app import Gateway
 from api.gateway.options import Options
 from fleet.db.session import Database
 from fleet.db.tables import RegistryRow
+from tests.doors import authority
 from tests.unit.gateway.client import Client
 from tests.unit.gateway.world import KEY, World
 
@@ -40,7 +41,7 @@ async def start_gateway(world: World) -> AsyncIterator[GatewayFactory]:
     started: list[Gateway] = []
 
     async def start(options: Options = FAST) -> Gateway:
-        gateway = Gateway(world.database, options=options)
+        gateway = Gateway(world.database, keys=authority, options=options)
         await gateway.start()
         started.append(gateway)
         return gateway

@@ -10,7 +10,8 @@ from typing import cast
 import pytest
 
 from api.gateway.app import Gateway
-from api.gateway.connection import VANISHED_AFTER_S, Connection, connect
+from fleet.http.connection import Connection
+from fleet.http.dial import VANISHED_AFTER_S, connect
 from tests.unit.gateway.client import Client
 from tests.unit.gateway.conftest import FAST, GatewayFactory
 from tests.unit.gateway.engines import Exchange, RawEngine, echo, raw_engine, silent, until, unused_port
@@ -68,20 +69,6 @@ async def test_an_engine_that_took_the_place_of_a_dead_one_is_found_before_a_req
         await gateway.refresh()
         world.add_endpoint("m", new.url, instance="i-1", fence=2)
         assert await requests(gateway, 3) == {200: 3}
-
-
-async def test_engines_of_a_suspect_host_are_asked_last(world: World, gateway: Gateway) -> None:
-    async with raw_engine(echo) as a, raw_engine(echo) as b:
-        publish(world, a, b)
-        world.place("i-1", "h-1", host_state="suspect")
-        world.place("i-2", "h-2")
-        await gateway.refresh()
-        await requests(gateway, 6)
-        assert asked(a, b) == [0, 6]
-        world.place("i-1", "h-1")
-        await gateway.refresh()
-        await requests(gateway, 6)
-        assert asked(a, b) == [3, 9]
 
 
 async def test_a_draining_engine_gets_nothing_new(world: World, gateway: Gateway) -> None:
@@ -328,12 +315,14 @@ async def test_nothing_is_sent_over_a_connection_that_was_made_too_late(
     """The engine was withdrawn while the connection to it was being made."""
     connecting, may_connect = asyncio.Event(), asyncio.Event()
 
-    async def slowly(make: Callable[[], Connection], host: str, port: int, *, tls: bool, timeout: float) -> Connection:
+    async def slowly(
+        make: Callable[[], Connection], host: str, port: int, *, tls: bool | None, timeout: float
+    ) -> Connection:
         connecting.set()
         await may_connect.wait()
         return await connect(make, host, port, tls=tls, timeout=timeout)
 
-    monkeypatch.setattr("api.gateway.upstream.connect", slowly)
+    monkeypatch.setattr("api.gateway.way.connect", slowly)
     async with raw_engine(echo) as late, raw_engine(echo) as well:
         publish(world, late)
         await gateway.refresh()

@@ -2,13 +2,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from api.gateway.app import Gateway
 from api.gateway.options import Options
-from api.gateway.table import load
+from api.gateway.table import Host, load
 from fleet.access.secrets import digest
 from fleet.db.session import Database
 from tests.unit.gateway.client import Client
@@ -41,15 +42,33 @@ def test_table_holds_keys_deployments_and_ready_endpoints(world: World) -> None:
 def test_an_endpoint_is_suspect_when_its_engine_or_its_host_is(world: World) -> None:
     world.add_deployment("m")
     for n, state in enumerate(("ready", "suspect", "ready", "ready", "ready"), 1):
-        world.add_endpoint("m", f"http://127.0.0.1:{n}", instance=f"i-{n}", state=state)
-    world.place("i-2", "h-2")
-    world.place("i-3", "h-3")
-    world.place("i-4", "h-4", host_state="suspect")
-    world.place("i-5", "h-5", host_state="lost")
-    world.add_endpoint("m", "http://127.0.0.1:6", instance="i-6")
-    world.place("i-6", "h-6", host_state=None)
+        host = f"h-{n}" if n > 1 else None
+        world.add_endpoint("m", f"http://127.0.0.1:{n}", instance=f"i-{n}", state=state, host=host)
+        world.add_host(f"h-{n}", state={4: "suspect", 5: "lost"}.get(n, "ready"))
     endpoints = world.database.read(load).endpoints["m"]
-    assert [e.instance_id for e in endpoints if e.suspect] == ["i-2", "i-4", "i-5", "i-6"]
+    assert [e.instance_id for e in endpoints] == ["i-1", "i-2", "i-3", "i-4", "i-5"]
+    assert [e.instance_id for e in endpoints if e.suspect] == ["i-2", "i-4", "i-5"]
+
+
+def test_an_endpoint_is_where_its_host_is_now(world: World) -> None:
+    world.add_deployment("m")
+    world.add_endpoint("m", "https://10.0.0.1:7/engines/m/1-a", instance="m/1-a", host="h-1")
+    world.add_endpoint("m", "https://10.0.0.2:7/engines/m/2-a", instance="m/2-a", host="h-2")
+    world.add_host("h-1", address="10.0.0.9", http_port=7000)
+    world.add_host("h-2", address="", http_port=0, tunnel_only=True, tunnel_url="http://10.0.0.3:8482")
+    assert [e.host for e in world.database.read(load).endpoints["m"]] == [
+        Host("h-1", "10.0.0.9", 7000),
+        Host("h-2", "", 0, tunnel_only=True, tunnel_url="http://10.0.0.3:8482"),
+    ]
+
+
+@pytest.mark.parametrize("where", [None, {"address": ""}, {"http_port": 0}, {"http_port": 1 << 16}])
+def test_an_endpoint_whose_host_is_nowhere_is_left_out(world: World, where: dict[str, Any] | None) -> None:
+    world.add_deployment("m")
+    world.add_endpoint("m", "https://10.0.0.1:7/engines/m/1-a", instance="m/1-a", host="h-1")
+    if where is not None:
+        world.add_host("h-1", **where)
+    assert "m" not in world.database.read(load).endpoints
 
 
 def test_table_holds_weights_by_launch(world: World) -> None:

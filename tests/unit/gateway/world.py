@@ -9,7 +9,7 @@ from api.gateway.app import Gateway
 from fleet.access.secrets import digest, new_id
 from fleet.db import registry
 from fleet.db.session import Database
-from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow, InstanceRow
+from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow
 
 KEY = "hf-key-test"
 CREATED = datetime(2026, 11, 1, tzinfo=UTC)
@@ -77,29 +77,20 @@ class World:
         state: str = "ready",
         capacity: int = 0,
         launch: int = 0,
+        host: str | None = None,
     ) -> None:
         """Insert or replace."""
         row: dict[str, Any] = {"deployment": deployment, "model": deployment, "url": url, "fence": fence}
         self._change(
             lambda session: session.merge(
-                EndpointRow(instance_id=instance, state=state, capacity=capacity, launch=launch, **row)
+                EndpointRow(instance_id=instance, state=state, capacity=capacity, launch=launch, host_id=host, **row)
             )
         )
 
-    def place(self, instance: str, host: str, *, host_state: str | None = "ready") -> None:
-        """The instance runs on that host; None: which is not known any more."""
-        placed: dict[str, Any] = {
-            "deployment": "m",
-            "revision": 1,
-            "launch": 1,
-            "slot": 1,
-            "state": "ready",
-            "projection": 1,
-        }
-        self._change(lambda session: session.merge(InstanceRow(id=instance, host_id=host, **placed)))
-        if host_state is not None:
-            known: dict[str, Any] = {"name": host, "credential_hash": host, "state": host_state}
-            self._change(lambda session: session.merge(HostRow(id=host, **known)))
+    def add_host(self, host: str, *, state: str = "ready", bump: bool = True, **where: Any) -> None:
+        """Insert or replace. ``where``: other columns."""
+        row: dict[str, Any] = {"name": host, "credential_hash": host, "address": "127.0.0.1", "http_port": 1}
+        self._change(lambda session: session.merge(HostRow(id=host, state=state, **row | where)), bump=bump)
 
     def remove_endpoint(self, instance: str) -> None:
         self._change(lambda session: session.delete(session.get(EndpointRow, instance)))

@@ -1,35 +1,31 @@
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from fleet.engines.llama_cpp import LlamaCpp
 from fleet.policy import hang
-from fleet.serving import listen, serving
+from tests.doors import HostDoor, host_door
+from tests.unit.host.nvml import nvml, nvml_library  # noqa: F401 - fixtures
 from tests.unit.host.world import World
 from worker_host import lease, supervised, watch
 from worker_host.runtime.process import ProcessRuntime
 
 
-class Door:
-    """A real web server, shared because each takes its time to close; behind it is whatever the test puts there."""
-
-    app: Any
-    port: int
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        await self.app(scope, receive, send)
-
-
 @pytest.fixture(scope="session")
-async def door() -> AsyncIterator[Door]:
-    made, listening = Door(), listen("127.0.0.1", 0)
-    made.port = listening.getsockname()[1]
-    async with serving(made, listening, grace_s=1.0, lifespan="off"):
-        yield made
+async def open_door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HostDoor]:
+    """Shared, because a web server takes its time to close."""
+    async with host_door("h-1", tmp_path_factory.mktemp("h-1")) as door:
+        yield door
+
+
+@pytest.fixture
+def door(open_door: HostDoor, tmp_path: Path) -> HostDoor:
+    """The door of host ``h-1``, with nothing behind it."""
+    open_door.begin(tmp_path)
+    return open_door
 
 
 @pytest.fixture

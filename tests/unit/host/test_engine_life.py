@@ -13,6 +13,7 @@ from fleet.instances import EngineExit, EnginePhase, Remedy
 from tests.unit.host.fake_temporal import DOWN, WANTED
 from tests.unit.host.waiting import beats_pass, eventually
 from tests.unit.host.world import INSTANCE, TOKEN, World
+from worker_host.proxy import Running
 
 
 async def failure(world: World, token: bytes = TOKEN) -> EngineExit:
@@ -36,7 +37,9 @@ async def test_engine_starts_becomes_ready_and_says_where_it_is(world: World) ->
     assert (starting.url, starting.pid, starting.ready_since) == (None, process.pid, None)
     record = world.record()
     assert record is not None
-    assert ready.url == f"http://127.0.0.1:{record.port}"
+    assert ready.url == f"https://127.0.0.1:7/engines/{INSTANCE}"
+    assert world.supervisor.where(INSTANCE) == Running(1, record.port)
+    assert world.supervisor.where("chat/2-x") is None
     assert (ready.pid, ready.fence, ready.ready_since) == (process.pid, 1, record.ready_since)
     assert f"--port {record.port} " in " ".join(psutil.Process(process.pid).cmdline())
 

@@ -3,101 +3,170 @@
 import asyncio
 import json
 import stat
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
+import grpc
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import SecretStr
 
+from fleet import relay_address
+from fleet.access.authority import CertificateAuthority, key_of_request, public_key_of
 from fleet.access.secrets import digest
-from fleet.instances import EnginePhase, EngineReport
-from fleet.inventory import EngineRef
-from fleet.join import Identity
-from fleet.serving import listen, serving
+from fleet.join import JOIN, REASON_HEADER, JoinAnswer, JoinRequest, Reason
+from fleet.serving import listen
 from fleet.settings import Settings
-from tests.unit.host.conftest import Door
+from tests.unit.host.fake_relay import FakeRelay, Say
+from tests.unit.host.waiting import eventually
 from worker_host import control_plane
-from worker_host.control_plane import ControlPlane, Gone
-from worker_host.identity import CannotJoin, host_folder, host_name, identify
+from worker_host.fingerprint import Fingerprint
+from worker_host.identity import CannotJoin, host_folder, host_name, identify, identity_path, only_one
 
-JOINED = {"host_id": "box-1", "temporal": {"address": "127.0.0.1:7233", "namespace": "default"}}
-PROBLEM = {"detail": "the join token has expired", "hint": "make a new one"}
-
-
-class FakeApi:
-    """Answers ``script`` in turn, its last entry for ever; a number is a status, anything else a body with 201."""
-
-    def __init__(self) -> None:
-        self.script: list[Any] = [JOINED]
-        self.asked: list[tuple[str, str, Any]] = []
-        self.url = ""
-
-    def app(self) -> Starlette:
-        return Starlette(routes=[Route("/{path:path}", self._answer, methods=["POST"])])
-
-    async def _answer(self, request: Request) -> Response:
-        self.asked.append((request.url.path, request.headers.get("authorization", ""), await request.json()))
-        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-        return JSONResponse(PROBLEM, answer) if isinstance(answer, int) else JSONResponse(answer, 201)
+DOWN = Say(grpc.StatusCode.UNAVAILABLE, "the database is away")
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, door: Door) -> FakeApi:
+async def relay(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeRelay]:
     monkeypatch.setattr(control_plane, "_FIRST_PAUSE_S", 0.01)
-    made = FakeApi()
-    made.url = f"http://127.0.0.1:{door.port}"
-    door.app = made.app()
-    return made
+    made = FakeRelay()
+    await made.start()
+    yield made
+    await made.stop()
 
 
 @pytest.fixture
-def settings(tmp_path: Path, api: FakeApi) -> Settings:
-    return Settings(home=tmp_path, server=api.url, host_name="box", host_token="hf-join-token")
+def settings(tmp_path: Path, relay: FakeRelay) -> Settings:
+    return settings_for(tmp_path, relay)
 
 
-async def test_host_joins_once_and_is_known_ever_after(api: FakeApi, settings: Settings) -> None:
+def settings_for(home: Path, relay: FakeRelay, token: str = "") -> Settings:
+    return Settings(home=home, server=relay.url, host_name="box", host_token=SecretStr(token or str(relay.token)))
+
+
+def requests(relay: FakeRelay) -> list[JoinRequest]:
+    return [JoinRequest.model_validate_json(body) for body in relay.sent(JOIN)]
+
+
+async def test_host_joins_once_and_is_known_ever_after(relay: FakeRelay, settings: Settings) -> None:
     identity = await identify(settings)
-    [(path, _, sent)] = api.asked
-    assert path == "/api/v1/hosts/join"
-    assert sent["token"] == "hf-join-token"
-    assert sent["credential_hash"] == digest(identity.credential)
-    assert identity.credential not in json.dumps(sent), "the credential itself never leaves the host"
-    assert (identity.host_id, identity.name, identity.temporal.address) == ("box-1", "box", "127.0.0.1:7233")
+    [sent] = requests(relay)
+    assert sent.token == "hf-join-secret", "the pin is for the host alone"
+    assert sent.credential_hash == digest(identity.credential)
+    assert key_of_request(sent.certificate_request) == public_key_of(identity.private_key)
+    assert sent.version
+    said = relay.sent(JOIN)[0].decode()
+    assert identity.credential not in said, "the credential itself never leaves the host"
+    assert "PRIVATE KEY" not in said
+    assert (identity.host_id, identity.name, identity.server) == ("box-1", "box", relay.url)
+    assert (identity.ca, identity.namespace) == (relay.ca.certificate_pem, "default")
     assert await identify(settings.model_copy(update={"host_token": None})) == identity
-    assert len(api.asked) == 1
+    assert len(relay.asked) == 1
 
 
 async def test_only_the_owner_reads_who_we_are(settings: Settings) -> None:
     await identify(settings)
     files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in host_folder(settings).iterdir()}
-    assert files == {"credential": 0o600, "identity.json": 0o600}
+    assert files == {"credential": 0o600, "key.pem": 0o600, "identity.json": 0o600}
 
 
-async def test_lost_answer_is_asked_for_again_with_the_same_credential(api: FakeApi, settings: Settings) -> None:
-    api.script = [503, 500, JOINED]
+async def test_lost_answer_is_asked_for_again_with_the_same_key(relay: FakeRelay, settings: Settings) -> None:
+    relay.script[JOIN] = [
+        DOWN,
+        Say(grpc.StatusCode.INTERNAL),
+        Say(grpc.StatusCode.RESOURCE_EXHAUSTED),
+        *relay.script[JOIN],
+    ]
     await identify(settings)
-    hashes = [sent["credential_hash"] for _, _, sent in api.asked]
-    assert hashes == [hashes[0]] * 3
+    assert len({r.credential_hash for r in requests(relay)}) == 1
+    assert len({key_of_request(r.certificate_request) for r in requests(relay)}) == 1
+    assert len(requests(relay)) == 4
 
 
-async def test_crash_after_the_join_gives_the_same_host(api: FakeApi, settings: Settings) -> None:
+async def test_crash_after_the_join_gives_the_same_host(relay: FakeRelay, settings: Settings) -> None:
     first = await identify(settings)
-    (host_folder(settings) / "identity.json").unlink()
-    assert await identify(settings) == first
-    assert api.asked[0] == api.asked[1]
+    identity_path(settings).unlink()
+    second = await identify(settings)
+    assert (second.credential, second.private_key) == (first.credential, first.private_key)
+    assert [key_of_request(r.certificate_request) for r in requests(relay)] == [public_key_of(first.private_key)] * 2
 
 
-@pytest.mark.parametrize("status", [401, 403, 422])
-async def test_refusal_is_final_and_says_why(api: FakeApi, settings: Settings, status: int) -> None:
-    api.script = [status]
-    with pytest.raises(CannotJoin, match=r"refused the join: the join token has expired make a new one"):
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Say(grpc.StatusCode.UNAUTHENTICATED, "the join token has expired; make a new one"),
+        Say(grpc.StatusCode.PERMISSION_DENIED, "the join token has expired; make a new one"),
+        Say(grpc.StatusCode.INVALID_ARGUMENT, "the join token has expired; make a new one"),
+        Say(grpc.StatusCode.FAILED_PRECONDITION, "the join token has expired; make a new one"),
+    ],
+    ids=lambda say: say.code.name,
+)
+async def test_refusal_is_final_and_says_why(relay: FakeRelay, settings: Settings, refusal: Say) -> None:
+    relay.script[JOIN] = [refusal]
+    with pytest.raises(CannotJoin, match=r"cannot join at .*: the join token has expired; make a new one"):
         await identify(settings)
-    assert len(api.asked) == 1
-    assert not (host_folder(settings) / "identity.json").exists()
+    assert len(relay.asked) == 1
+    assert not identity_path(settings).exists()
+
+
+async def test_host_of_a_version_that_does_not_fit_is_told_so(relay: FakeRelay, settings: Settings) -> None:
+    refusal = Say(grpc.StatusCode.FAILED_PRECONDITION, "upgrade the host to 9.1", **{REASON_HEADER: Reason.VERSION})
+    relay.script[JOIN] = [refusal]
+    with pytest.raises(CannotJoin, match=r"upgrade the host to 9\.1"):
+        await identify(settings)
+
+
+async def test_token_is_not_shown_to_any_other_server(relay: FakeRelay, tmp_path: Path) -> None:
+    other = FakeRelay()
+    settings = settings_for(tmp_path, relay, token=str(other.token))
+    with pytest.raises(CannotJoin, match="the server is not the one that the token was made for"):
+        await identify(settings)
+    assert relay.asked == []
+
+
+async def test_answer_of_another_installation_is_not_taken(relay: FakeRelay, settings: Settings) -> None:
+    def other(body: bytes) -> JoinAnswer:
+        real = relay._joined(body)
+        return real.model_copy(update={"ca": CertificateAuthority.create().certificate_pem})
+
+    relay.script[JOIN] = [other]
+    with pytest.raises(CannotJoin, match="another installation"):
+        await identify(settings)
+    assert not identity_path(settings).exists()
+
+
+async def test_wrong_clock_is_named(relay: FakeRelay, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Behind(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime.fromtimestamp(time.time(), UTC) - timedelta(days=400)
+
+    monkeypatch.setattr(relay_address, "datetime", Behind)
+    with pytest.raises(CannotJoin, match=r"this machine's clock says .* one of the two clocks is wrong"):
+        await identify(settings)
+    assert relay.asked == []
+
+
+async def test_server_that_speaks_no_tls_is_no_relay(tmp_path: Path, relay: FakeRelay) -> None:
+    async def speak(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        settings = settings_for(tmp_path, relay).model_copy(update={"server": url})
+        with pytest.raises(CannotJoin, match="does not speak TLS: it is not the port of a relay"):
+            await asyncio.wait_for(identify(settings), 10)
+
+
+@pytest.mark.parametrize("url", ["http://api:8480", "relay.example", "https://", "https://[::1", "https://x:99999"])
+async def test_what_is_no_url_of_a_relay_is_named(settings: Settings, url: str) -> None:
+    with pytest.raises(CannotJoin, match=r"HOLDFAST_SERVER \(--server\): .* is no URL"):
+        await identify(settings.model_copy(update={"server": url}))
 
 
 async def test_host_without_a_token_is_told_how_to_get_one(settings: Settings) -> None:
@@ -105,17 +174,84 @@ async def test_host_without_a_token_is_told_how_to_get_one(settings: Settings) -
         await identify(settings.model_copy(update={"host_token": None}))
 
 
-async def test_api_that_is_not_up_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("token", ["hf-join-abc", "hf-key-abc.pin", "x"])
+async def test_what_is_no_join_token_is_named(settings: Settings, token: str) -> None:
+    with pytest.raises(CannotJoin, match=r"HOLDFAST_HOST_TOKEN \(--token\): a join token looks like"):
+        await identify(settings.model_copy(update={"host_token": SecretStr(token)}))
+
+
+async def test_token_with_a_damaged_pin_is_refused(relay: FakeRelay, tmp_path: Path) -> None:
+    with pytest.raises(CannotJoin, match="no certificate pin, or a damaged one"):
+        await identify(settings_for(tmp_path, relay, token="hf-join-secret.abcd"))
+
+
+async def test_relay_that_is_not_up_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_plane, "_FIRST_PAUSE_S", 0.01)
     listening = listen("127.0.0.1", 0)
-    port = listening.getsockname()[1]
+    relay = FakeRelay()
+    relay.port = listening.getsockname()[1]
     listening.close()
-    settings = Settings(home=tmp_path, server=f"http://127.0.0.1:{port}", host_token="t")
-    joining = asyncio.create_task(identify(settings))
+    joining = asyncio.create_task(identify(settings_for(tmp_path, relay)))
     done, _ = await asyncio.wait({joining}, timeout=0.1)
     assert not done
-    async with serving(FakeApi().app(), listen("127.0.0.1", port), lifespan="off"):
-        assert (await asyncio.wait_for(joining, 10)).host_id == "box-1"
+    await relay.start(relay.port)
+    assert (await asyncio.wait_for(joining, 10)).host_id == "box-1"
+    await relay.stop()
+
+
+async def test_copy_of_the_disk_on_another_machine_is_no_host(settings: Settings, relay: FakeRelay) -> None:
+    identity = await identify(settings)
+    elsewhere = str(Fingerprint(board="b" * 16, cards=("c" * 16,), system="d" * 16))
+    copied = identity.model_copy(update={"machine_id": elsewhere})
+    identity_path(settings).write_text(copied.model_dump_json())
+    with pytest.raises(CannotJoin, match=r"made on another machine.*copy.*delete .*/hosts/box and join with a new"):
+        await identify(settings)
+    assert len(relay.asked) == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", json.dumps({"host_id": "box-1"})])
+async def test_damaged_identity_is_named(settings: Settings, damage: str) -> None:
+    await identify(settings)
+    identity_path(settings).write_text(damage)
+    with pytest.raises(CannotJoin, match=r"identity\.json is damaged.*join with a new token"):
+        await identify(settings)
+
+
+async def test_damaged_key_is_named(settings: Settings) -> None:
+    await identify(settings)
+    identity_path(settings).unlink()
+    (host_folder(settings) / "key.pem").write_text("-----BEGIN")
+    with pytest.raises(CannotJoin, match=r"key\.pem: the private key is damaged"):
+        await identify(settings)
+
+
+async def test_second_process_of_a_host_waits_for_the_first(settings: Settings) -> None:
+    first = await only_one(settings)
+    waiting = asyncio.create_task(only_one(settings))
+    done, _ = await asyncio.wait({waiting}, timeout=0.4)
+    assert not done
+    first.close()
+    (await asyncio.wait_for(waiting, 10)).close()
+
+
+async def test_relay_that_changes_its_certificate_meanwhile_is_asked_again(
+    relay: FakeRelay, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certificate that was looked at is the only one that is trusted with the token."""
+    shown, read = [], relay_address.RelayAddress.certificate
+
+    def other_first(address: relay_address.RelayAddress) -> bytes:
+        shown.append(read(address))
+        if len(shown) > 1:
+            return shown[-1]
+        _, certificate = relay.ca.issue_to_relay()
+        return x509.load_pem_x509_certificate(certificate.encode()).public_bytes(Encoding.DER)
+
+    monkeypatch.setattr(relay_address.RelayAddress, "certificate", other_first)
+    joining = asyncio.create_task(identify(settings))
+    await eventually(lambda: len(shown) > 1)
+    assert (await joining).host_id == "box-1"
+    assert len(relay.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -124,60 +260,3 @@ async def test_api_that_is_not_up_yet_is_waited_for(tmp_path: Path, monkeypatch:
 )
 def test_name_of_a_host_is_made_of_usual_letters(tmp_path: Path, given: str, name: str) -> None:
     assert host_name(Settings(home=tmp_path, host_name=given)) == name
-
-
-# -- and what it says afterwards -----------------------------------------------------------------------------------
-
-REF = EngineRef(instance_id="chat/1-a", fence=1)
-REPORT = EngineReport(instance_id="chat/1-a", fence=1, sequence=1, phase=EnginePhase.READY)
-
-
-@pytest.fixture
-async def speaking(api: FakeApi, settings: Settings) -> AsyncIterator[Callable[..., ControlPlane]]:
-    made: list[ControlPlane] = []
-    identity = Identity(
-        host_id="box-1",
-        name="box",
-        server=api.url,
-        credential="hf-host-x",
-        temporal=JOINED["temporal"],
-    )
-
-    def new(joined_at: str = api.url, now_at: str = "") -> ControlPlane:
-        made.append(ControlPlane(identity.model_copy(update={"server": joined_at}), now_at))
-        return made[-1]
-
-    yield new
-    for speaker in made:
-        await speaker.aclose()
-
-
-async def test_host_proves_who_it_is_and_hears_what_may_go_on(
-    api: FakeApi, speaking: Callable[..., ControlPlane]
-) -> None:
-    api.script = [{"engines": [REF.model_dump()]}]
-    assert await speaking().confirm([REF]) == {REF}
-    assert api.asked == [
-        ("/api/v1/hosts/box-1/engines", "Bearer hf-host-x", {"engines": [{"instance_id": "chat/1-a", "fence": 1}]})
-    ]
-
-
-async def test_report_is_sent_until_it_is_taken(api: FakeApi, speaking: Callable[..., ControlPlane]) -> None:
-    api.script = [503, 500, 403, {}]
-    await speaking().report(REPORT)
-    assert len(api.asked) == 4
-    assert api.asked[3][2]["phase"] == "ready"
-
-
-@pytest.mark.parametrize("status", [404, 410])
-async def test_host_that_nobody_knows_any_more_is_told_so(
-    api: FakeApi, speaking: Callable[..., ControlPlane], status: int
-) -> None:
-    api.script = [status]
-    with pytest.raises(Gone, match="expired"):
-        await speaking().report(REPORT)
-
-
-async def test_host_follows_an_api_that_has_moved(api: FakeApi, speaking: Callable[..., ControlPlane]) -> None:
-    api.script = [{"engines": []}]
-    assert await speaking(joined_at="http://127.0.0.1:1", now_at=api.url).confirm([]) == set()

@@ -104,3 +104,25 @@ async def test_host_that_lost_its_lease_can_take_a_new_one(keeper: LeaseKeeper, 
     await keeper.take(LEASE, SECOND)
     await eventually(lambda: temporal.beaten(SECOND))
     assert not keeper.missing.is_set()
+
+
+async def test_lease_of_an_earlier_boot_is_not_taken_up(
+    keeper: LeaseKeeper, temporal: FakeTemporal, tmp_path: Path
+) -> None:
+    records = Records(tmp_path)
+    records.begin_boot("first boot")
+    await keeper.take(LEASE, FIRST)
+    await keeper.aclose()
+    records.begin_boot("first boot")
+    assert records.lease() is not None, "the same boot: only the process is another one"
+    records.begin_boot("second boot")
+    following = LeaseKeeper(temporal.client, Records(tmp_path))
+    following.resume()
+    assert following.missing.is_set()
+
+
+async def test_lease_is_held_on_to_before_there_was_a_connection(keeper: LeaseKeeper, temporal: FakeTemporal) -> None:
+    temporal.answers[FIRST] = RuntimeError("Failed client connect")
+    await keeper.take(LEASE, FIRST)
+    await beats_pass(lambda: temporal.beaten(FIRST))
+    assert not keeper.missing.is_set()

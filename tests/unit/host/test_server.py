@@ -3,58 +3,52 @@
 import asyncio
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from fleet.access import tickets
-from fleet.access.secrets import digest
+from fleet.access.authority import CertificateAuthority, name_of_host, new_key
+from fleet.access.tickets import Scope, TicketSigner
+from fleet.db.authority import Authority
 from fleet.host_client import FileFacts, HostAddress, HostClient, HostUnreachable
-from fleet.join import Identity, TemporalAccess
 from fleet.model_files import ModelFiles
 from fleet.serving import CannotListen, listen
-from tests.unit.host.conftest import Door
+from tests.connect_relay import connect_relay
+from tests.doors import HostDoor, authority, load_certificate, ticket, visitor
 from worker_host.engine_log import EngineLogs
-from worker_host.server import HostServer
 
-CREDENTIAL = "hf-host-credential"
 INSTANCE = "chat/1-a"
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    (folder / "m.gguf").write_bytes(b"GGUF" + b"\0" * 96)
-    return folder
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> EngineLogs:
-    return EngineLogs(tmp_path / "logs")
-
-
-@pytest.fixture
-def host(models: Path, logs: EngineLogs, door: Door) -> HostAddress:
+def host(door: HostDoor, models: Path) -> HostAddress:
     """The address of a real server."""
-    temporal = TemporalAccess(address="127.0.0.1:1", namespace="default")
-    identity = Identity(host_id="h1", name="h", server="http://127.0.0.1:1", credential=CREDENTIAL, temporal=temporal)
+    door.engine_metrics["smol/1-ab"] = "requests 1\n"
+    return door.address
 
-    async def metrics_of(instance: str) -> str | None:
-        return "requests 1\n" if instance == "smol/1-ab" else None
 
-    door.app = HostServer(identity=identity, models=models, logs=logs, running=lambda: 3, metrics_of=metrics_of).app()
-    return HostAddress("h1", "127.0.0.1", door.port, digest(CREDENTIAL))
+@pytest.fixture
+def models(door: HostDoor) -> Path:
+    (door.models / "m.gguf").write_bytes(b"GGUF" + b"\0" * 96)
+    return door.models
+
+
+@pytest.fixture
+def logs(door: HostDoor) -> EngineLogs:
+    return door.logs
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[HostClient]:
-    made = HostClient()
+    made = HostClient(visitor())
     yield made
     await made.aclose()
 
@@ -66,11 +60,13 @@ def write_log(logs: EngineLogs, attempt: int, text: str) -> Path:
     return path
 
 
-async def get(host: HostAddress, path: str, ticket: str | None = None) -> httpx.Response:
-    ticket = tickets.issue(host.credential_hash, host.host_id) if ticket is None else ticket
-    async with httpx.AsyncClient(trust_env=False) as http:
-        headers = {"authorization": f"Bearer {ticket}"} if ticket else {}
-        return await http.get(f"{host.base_url}{path}", headers=headers)
+async def get(host: HostAddress, path: str, *, instance: str = "", token: str | None = None) -> httpx.Response:
+    """With a ticket for all that is not an engine; ``token`` instead of it, and none if that is empty."""
+    token = ticket(host.host_id, Scope.HOST, instance) if token is None else token
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    async with httpx.AsyncClient(trust_env=False, verify=visitor().tls) as http:
+        name = {"sni_hostname": name_of_host(host.host_id)}
+        return await http.get(f"https://127.0.0.1:{host.port}{path}", headers=headers, extensions=name)
 
 
 async def log(client: HostClient, host: HostAddress, instance: str = INSTANCE, **params: str | int) -> tuple[int, str]:
@@ -82,25 +78,71 @@ async def log(client: HostClient, host: HostAddress, instance: str = INSTANCE, *
 
 
 async def test_anybody_may_ask_whether_it_lives(host: HostAddress) -> None:
-    assert (await get(host, "/healthz", ticket="")).json() == {"status": "ok"}
+    assert (await get(host, "/healthz", token="")).json() == {"status": "ok"}
 
 
+BAD = {
+    "no_ticket": "",
+    "invalid": "x",
+    "expired": ticket("h-1", Scope.HOST, now=time.time() - 10_000),
+    "other_host": ticket("h-2", Scope.HOST),
+    "other_instance": ticket("h-1", Scope.HOST, "chat/9-z"),
+    "scope": ticket("h-1", Scope.TUNNEL),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
 @pytest.mark.parametrize(
-    "path", ["/files?path=m.gguf", f"/engines/{INSTANCE}/log", f"/engines/{INSTANCE}/metrics", "/metrics"]
+    "path", ["/files?path=m.gguf", f"/engines/{INSTANCE}/log", f"/engines/{INSTANCE}/metrics", "/metrics", "/nope"]
 )
-async def test_everything_else_takes_a_ticket_for_this_host_and_this_minute(host: HostAddress, path: str) -> None:
-    key = digest(CREDENTIAL)
-    bad = ["", "x", CREDENTIAL, tickets.issue(key, "h2"), tickets.issue(digest("x"), "h1"), tickets.issue(key, "h1", 0)]
-    for ticket in bad:
-        answer = await get(host, path, ticket)
-        assert (answer.status_code, "ticket" in answer.json()["detail"]) == (401, True)
-    assert (await get(host, path)).status_code != 401
+async def test_everything_else_takes_a_ticket_for_just_this(host: HostAddress, path: str, reason: str) -> None:
+    answer = await get(host, path, token=BAD[reason])
+    assert answer.status_code == (401 if reason in ("no_ticket", "invalid", "expired") else 403)
+    assert (answer.headers["holdfast-refused"], "ticket" in answer.json()["detail"]) == (reason, True)
 
 
-async def test_metrics_say_how_many_engines_there_are(host: HostAddress) -> None:
-    answer = await get(host, "/metrics")
-    assert "holdfast_host_engines 3.0" in answer.text
-    assert "holdfast_host_ram_bytes" in answer.text
+async def test_a_ticket_for_an_engine_shows_nothing_of_its_host(host: HostAddress) -> None:
+    token = ticket("h-1", Scope.ENGINE, INSTANCE, 1)
+    answer = await get(host, f"/engines/{INSTANCE}/log", token=token)
+    assert (answer.status_code, answer.headers["holdfast-refused"]) == (403, "scope")
+
+
+async def test_those_who_were_turned_away_are_counted_and_told_once(host: HostAddress, door: HostDoor) -> None:
+    for _ in range(3):
+        await get(host, "/files", token="")
+    await get(host, f"/engines/{INSTANCE}/log", token=BAD["expired"])
+    text = (await get(host, "/metrics")).text
+    assert 'holdfast_host_refused_total{reason="no_ticket"} 3.0' in text
+    assert 'holdfast_host_refused_total{reason="expired"} 1.0' in text
+    assert 'holdfast_host_refused_total{reason="scope"} 0.0' in text
+    assert sorted((r.reason, r.instance_id, r.peer, r.count) for r in door.server.take_refusals()) == [
+        ("expired", INSTANCE, "127.0.0.1", 1),
+        ("no_ticket", "", "127.0.0.1", 3),
+    ]
+    assert door.server.take_refusals() == ()
+
+
+async def test_metrics_of_the_host_are_shown_with_those_of_its_door(host: HostAddress, door: HostDoor) -> None:
+    door.own_metrics = b"holdfast_host_ram_bytes 7.0\n"
+    text = (await get(host, "/metrics")).text
+    assert text.startswith("holdfast_host_ram_bytes 7.0\n")
+    assert "holdfast_host_refused_total" in text
+
+
+async def test_a_renewed_certificate_is_shown_without_a_restart(host: HostAddress, door: HostDoor) -> None:
+    before = await shown_certificate(host)
+    load_certificate(door.tls, "h-1")
+    assert await shown_certificate(host) != before
+    assert (await get(host, "/metrics")).status_code == 200
+
+
+async def shown_certificate(host: HostAddress) -> bytes:
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", host.port, ssl=visitor().tls, server_hostname=name_of_host(host.host_id)
+    )
+    certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return bytes(certificate)
 
 
 # -- model files ---------------------------------------------------------------------------------------------------
@@ -217,7 +259,9 @@ async def test_path_that_leads_elsewhere_is_refused(
     (tmp_path / "logs" / "chat").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "logs", tmp_path / "logs" / "chat"):
         (folder / "1.log").write_text("hidden text")
-    answer = await get(host, f"/engines/{instance}/log?attempt=1")
+    path = f"/engines/{instance}/log?attempt=1"
+    named = re.fullmatch("/engines/(.+)/log", httpx.URL(f"https://h{path}").path)  # the client resolves dots itself
+    answer = await get(host, path, instance=named[1] if named is not None else "")
     assert answer.status_code == 404
     assert "hidden text" not in answer.text
 
@@ -251,7 +295,7 @@ async def test_follower_gets_what_comes_later(host: HostAddress, client: HostCli
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "not a host", "[", "::1", ""])
 async def test_host_that_is_not_there_is_unreachable(client: HostClient, address: str) -> None:
-    nobody = HostAddress("h9", address, 1, "hash")
+    nobody = HostAddress("h9", address, 1)
     with pytest.raises(HostUnreachable, match="h9"):
         await client.file_facts(nobody, "m.gguf")
     with pytest.raises(HostUnreachable, match="h9"):
@@ -260,37 +304,69 @@ async def test_host_that_is_not_there_is_unreachable(client: HostClient, address
         await client.engine_metrics(nobody, INSTANCE)
 
 
-async def test_host_that_does_not_know_us_is_unreachable(client: HostClient, host: HostAddress) -> None:
-    stranger = HostAddress("h1", host.address, host.port, digest("another credential"))
+async def test_host_that_does_not_know_us_is_unreachable(host: HostAddress) -> None:
+    stranger = Authority(authority().ca, TicketSigner(new_key()))
+    client = HostClient(visitor(stranger))
     with pytest.raises(HostUnreachable, match="401"):
-        await client.file_facts(stranger, "m.gguf")
+        await client.file_facts(host, "m.gguf")
+    await client.aclose()
 
 
-async def test_host_that_answers_nonsense_is_unreachable(client: HostClient, door: Door) -> None:
-    door.app = PlainTextResponse("<html>")
+async def test_whoever_else_is_at_its_address_is_not_taken_for_a_host(host: HostAddress, client: HostClient) -> None:
+    with pytest.raises(HostUnreachable, match="certificate verify failed"):
+        await client.file_facts(replace(host, host_id="h-2"), "m.gguf")
+    elsewhere = Authority(CertificateAuthority.create(), authority().tickets)
+    other = HostClient(visitor(elsewhere))
+    with pytest.raises(HostUnreachable, match="certificate verify failed"):
+        await other.file_facts(host, "m.gguf")
+    await other.aclose()
+
+
+async def test_host_that_answers_nonsense_is_unreachable(
+    client: HostClient, host: HostAddress, door: HostDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "server", PlainTextResponse("<html>"))
     with pytest.raises(HostUnreachable):
-        await client.file_facts(HostAddress("h1", "127.0.0.1", door.port, "hash"), "m.gguf")
+        await client.file_facts(host, "m.gguf")
+
+
+async def test_a_host_that_cannot_be_reached_is_asked_through_its_tunnel(
+    host: HostAddress, client: HostClient, logs: EngineLogs
+) -> None:
+    write_log(logs, 1, "first\n")
+    async with connect_relay() as relay:
+        relay.hosts["h-1"] = host.port
+        hidden = HostAddress("h-1", "", 0, tunnel_only=True, tunnel_url=relay.url)
+        assert (await client.file_facts(hidden, "m.gguf")).is_gguf
+        assert await log(client, hidden) == (200, "first\n")
+        assert await client.engine_metrics(hidden, "smol/1-ab") == "requests 1\n"
+        assert len(relay.asked) == 3
+        with pytest.raises(HostUnreachable, match="503"):
+            await client.file_facts(replace(hidden, host_id="h-2"), "m.gguf")
+    for without in (replace(hidden, tunnel_url=""), hidden):
+        with pytest.raises(HostUnreachable, match="h-1"):
+            await client.file_facts(without, "m.gguf")
 
 
 async def test_all_hosts_are_asked_and_one_that_is_away_is_none(host: HostAddress, client: HostClient) -> None:
-    away = HostAddress("away", "127.0.0.1", 1, "hash")
+    away = HostAddress("away", "127.0.0.1", 1)
     found = await ModelFiles(client).on([host, away], "m.gguf")
     assert found["away"] is None
-    assert found["h1"] is not None
-    assert found["h1"].is_gguf
+    assert found["h-1"] is not None
+    assert found["h-1"].is_gguf
 
 
 async def test_file_that_was_found_is_remembered_and_one_that_was_missing_is_not(
     host: HostAddress, client: HostClient, models: Path
 ) -> None:
     files = ModelFiles(client)
-    assert (await files.on([host], "new.gguf"))["h1"] == FileFacts(path=str(models / "new.gguf"), exists=False)
+    assert (await files.on([host], "new.gguf"))["h-1"] == FileFacts(path=str(models / "new.gguf"), exists=False)
     (models / "new.gguf").write_bytes(b"GGUF")
-    first = (await files.on([host], "new.gguf"))["h1"]
+    first = (await files.on([host], "new.gguf"))["h-1"]
     assert first is not None
     assert first.is_gguf
     (models / "new.gguf").unlink()
-    assert (await files.on([host], "new.gguf"))["h1"] == first
+    assert (await files.on([host], "new.gguf"))["h-1"] == first
 
 
 async def test_port_that_is_taken_is_named() -> None:

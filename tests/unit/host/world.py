@@ -180,6 +180,7 @@ class World:
             logs=self.logs,
             sealer=SEALER,
             http=self._http,
+            door=lambda: "https://127.0.0.1:7",
         )
         return Supervisor(parts)
 

@@ -114,6 +114,19 @@ def test_cordoned_gpus_are_named_where_they_would_have_helped() -> None:
     assert reason.endswith("is free; GPU GPU-1 is cordoned: Xid 79")
 
 
+def test_reserved_host_takes_only_those_that_it_is_for() -> None:
+    kept = host("a", reserved_for={"team": "ml", "tier": "gold"})
+    [reason] = refused(request(labels={"team": "ml"}), kept)
+    assert reason == "a-name: is reserved for deployments with label team=ml, tier=gold"
+    assert chosen(request(labels={"team": "ml", "tier": "gold", "x": "y"}), kept).placement.host_id == "a"
+    assert chosen(request(), kept, host("b", free=64 * GIB)).placement.host_id == "b"
+
+
+def test_reserved_host_is_no_alternative_to_an_excluded_one() -> None:
+    asked = request(excluded_hosts=("a",))
+    assert chosen(asked, host("a"), host("b", reserved_for={"team": "ml"})).placement.host_id == "a"
+
+
 # -- where ---------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +201,7 @@ def fleets(draw: st.DrawFn) -> list[HostView]:
             draw(st.integers(0, 16)) * GIB,
             tuple(n * GIB for n in draw(st.lists(st.integers(0, 16), max_size=4))),
             labels=draw(labels),
+            reserved_for=draw(st.just({}) | labels),
             engines=draw(builds),
             replicas_of_deployment=draw(st.integers(0, 3)),
             model=draw(st.none() | st.integers(1, 4 * GIB).map(lambda size: ModelFile("/models/m.gguf", size))),
@@ -202,6 +216,7 @@ requests = st.builds(
     memory_bytes=st.none() | st.integers(1, 20 * GIB),
     gpus_per_replica=st.none() | st.integers(0, 4),
     host_selector=labels,
+    labels=labels,
     excluded_hosts=st.lists(st.sampled_from(["h0", "h1"]), max_size=2).map(tuple),
 )
 
@@ -246,6 +261,7 @@ def test_chosen_host_can_do_what_is_asked_or_each_says_why_not(asked: PlacementR
         others = [h for h in hosts if h.host_id not in asked.excluded_hosts]
         assert not any(isinstance(choose(asked, [emptied(h)]), Choice) for h in others), "another could run it"
     assert asked.host_selector.items() <= there.labels.items()
+    assert there.reserved_for.items() <= asked.labels.items()
     fitting = [b for b in there.engines if b.engine == "llama_cpp" and asked.engine_version in ("", b.version)]
     assert fitting
     assert there.model is not None

@@ -34,6 +34,7 @@ def upgrade() -> None:
             host.add_column(_text(name))
         for name in ("reserved_for", "given_labels", "reserve", "status"):
             host.add_column(_json(name))
+        host.add_column(_text("reach", "auto"))
         host.add_column(sa.Column("tunnel_only", sa.Boolean(), nullable=False, server_default=sa.false()))
         host.add_column(_time("certificate_expires_at"))
         host.add_column(_time("status_at"))

@@ -1,4 +1,4 @@
-"""One connection to an engine: sends a request, parses the reply, holds the engine back when nobody reads.
+"""One connection to an engine: sends a request, parses the reply, holds either side back when the other is slow.
 
 UpstreamError
 ├── ConnectFailed   there is no connection, so nothing was sent
@@ -10,11 +10,12 @@ UpstreamError
 
 import asyncio
 import re
-import socket
 from collections.abc import Callable
 from typing import cast
 
 import httptools
+
+from fleet.http.door import REFUSED
 
 HOLD_LIMIT = 256 << 10
 """A reply of known length up to this is passed on whole: an engine that dies in it leaves no torso."""
@@ -22,15 +23,6 @@ _PAUSE_ABOVE = 512 << 10
 """Bytes of a reply that wait for the client before the engine is held back; above ``HOLD_LIMIT``."""
 _JOIN_BELOW = 64 << 10
 """Up to this, copying a body is cheaper than a second write."""
-
-VANISHED_AFTER_S = 8
-"""Without a sign of life of the other end's kernel."""
-_KEEPALIVE = {
-    "TCP_KEEPIDLE": 2,
-    "TCP_KEEPINTVL": 2,
-    "TCP_KEEPCNT": 3,
-    "TCP_USER_TIMEOUT": VANISHED_AFTER_S * 1000,
-}
 
 _PASSED_ON = frozenset(
     {
@@ -82,11 +74,13 @@ class Withdrawn(UpstreamError):
 class Connection(asyncio.Protocol):
     """For one exchange at a time: ``begin``, then ``head``, then ``read`` until ``ended``.
 
-    Afterwards it is good for another one if ``reusable``. After ``abort`` nothing may be called.
+    A request that comes in parts goes on with ``write`` after ``begin``, until ``finish``. Afterwards the connection is
+    good for another exchange if ``reusable``. After ``abort`` nothing may be called.
     """
 
     __slots__ = (
         "_begun",
+        "_bodiless",
         "_buffered",
         "_chunks",
         "_complete",
@@ -102,22 +96,27 @@ class Connection(asyncio.Protocol):
         "_on_stall",
         "_parser",
         "_paused",
+        "_sending",
         "_spoiled",
         "_transport",
         "_waiter",
+        "_writable",
         "closed",
         "deadline",
         "event_stream",
         "exchanges",
         "headers",
         "idle",
+        "refused",
         "status",
         "waited",
     )
 
     status: int
     headers: list[tuple[bytes, bytes]]
-    """Those that clients get."""
+    """Those that are passed on."""
+    refused: bytes
+    """Why a host's proxy answered instead of the engine; empty: it did not (``fleet.http.door``)."""
     event_stream: bool
     """The body is plain server-sent events."""
     waited: float
@@ -137,6 +136,11 @@ class Connection(asyncio.Protocol):
     _hold: bool
     """It is short: pass it on whole."""
     _keep_alive: bool
+    _sending: bool
+    """More of the request is to come."""
+
+    passed_on: Callable[[bytes], bool] = _PASSED_ON.__contains__
+    """Whether a header of the reply, by its name in lower case, is."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, first_byte_timeout: float, idle_timeout: float) -> None:
         self._loop = loop
@@ -144,6 +148,7 @@ class Connection(asyncio.Protocol):
         self._idle_timeout = idle_timeout
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
         self._paused = False
         self._spoiled = False
         self.closed = False
@@ -155,10 +160,17 @@ class Connection(asyncio.Protocol):
 
     # --- what a request does ---
 
-    def begin(self, head: bytes, body: bytes, on_stall: Callable[[], None]) -> None:
-        """Send a request. ``on_stall`` is called when the deadline passes because nobody reads the reply."""
+    def begin(
+        self, head: bytes, body: bytes, on_stall: Callable[[], None], *, more: bool = False, bodiless: bool = False
+    ) -> None:
+        """Send a request. ``on_stall`` is called when the deadline passes because nobody reads the reply.
+
+        ``more``: ``body`` is not all of it. ``bodiless``: the reply has none, whatever its headers say (``HEAD``).
+        """
         self._reset()
         self._on_stall = on_stall
+        self._sending = more
+        self._bodiless = bodiless
         self.idle = False
         self.exchanges += 1
         self._begun = now = self._loop.time()
@@ -168,6 +180,18 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(head)
             self._transport.write(body)
+
+    async def write(self, data: bytes) -> None:
+        """More of the request. Waits while the other end does not read; returns at once when it has left."""
+        if self.closed:
+            return
+        self._transport.write(data)
+        if self._writable is not None:
+            await self._writable
+
+    def finish(self) -> None:
+        """That was all of the request."""
+        self._sending = False
 
     async def head(self) -> None:
         """Until ``status`` and ``headers`` are known and the body may follow. Raises ``UpstreamError``."""
@@ -201,6 +225,7 @@ class Connection(asyncio.Protocol):
         return (
             self._complete
             and self._keep_alive
+            and not self._sending
             and not self._spoiled
             and not self.closed
             and not self._transport.is_closing()
@@ -238,8 +263,17 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
 
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self.resume_writing()
         if self._headed and not self._framed and exc is None and self._error is None:
             self._complete = True  # HTTP/1.0: the body goes on until the connection ends
             self._wake()
@@ -279,8 +313,11 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         if name in _FRAMING:
             self._framed = True
-        if name in _PASSED_ON and not _UNSAFE.search(value):
-            self.headers.append((name, value))
+        if self.passed_on(name):
+            if not _UNSAFE.search(value):
+                self.headers.append((name, value))
+        elif name == REFUSED:
+            self.refused = value
 
     def on_headers_complete(self) -> None:
         if self._complete:
@@ -312,6 +349,7 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self.status = 0
         self.headers = []
+        self.refused = b""
         self.event_stream = False
         self._chunks = []
         self._buffered = 0
@@ -323,6 +361,10 @@ class Connection(asyncio.Protocol):
         if self.status in _BODILESS:
             self.headers = [h for h in self.headers if h[0] != b"content-length"]
             self._framed = True
+            return
+        if self._bodiless:
+            self._complete = True
+            self._spoiled = True  # the parser goes on waiting for a body
             return
         encoded = False
         for name, value in self.headers:
@@ -364,27 +406,3 @@ class Connection(asyncio.Protocol):
             await self._waiter
         finally:
             self._waiter = None
-
-
-async def connect(make: Callable[[], Connection], host: str, port: int, *, tls: bool, timeout: float) -> Connection:
-    """Raises ``ConnectFailed``."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(timeout):
-            transport, connection = await loop.create_connection(make, host, port, ssl=True if tls else None)
-    except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: no host name at all
-        raise ConnectFailed("cannot be reached") from error
-    _notice_when_the_host_vanishes(transport)
-    return connection
-
-
-def _notice_when_the_host_vanishes(transport: asyncio.BaseTransport) -> None:
-    """A network that is cut says nothing, and an engine may think for long. The kernels of both ends can tell these
-    apart; one that is not there for ``VANISHED_AFTER_S`` ends the connection."""
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if (option := getattr(socket, name, None)) is not None:  # some are Linux only
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)

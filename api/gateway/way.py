@@ -1,0 +1,154 @@
+"""The way to one engine: straight to its URL, or through the one port of its host."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from api.gateway.options import Options
+from api.gateway.table import Endpoint, Host
+from fleet.access.authority import name_of_host
+from fleet.access.visitor import Visitor
+from fleet.http.connection import BadReply, ConnectFailed, Connection, Died, UpstreamError, Withdrawn
+from fleet.http.dial import Tunnel, connect, connect_through
+from fleet.http.door import Reason
+
+_SAME_TICKET_S = 5.0
+"""For so long, heads of requests are used again as they are."""
+_BODY = "content-type: application/json\r\naccept-encoding: identity\r\n"
+
+
+class NotLetIn(ConnectFailed):
+    """The host's proxy does not take our ticket, so the engine got nothing."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"is not reached: its host refuses the gateway's ticket ({reason}); are all clocks right?")
+
+
+class HungUp(Died):
+    """The engine closed a connection without a word that had been used before."""
+
+    def __init__(self) -> None:
+        super().__init__(heard=False)
+
+
+class Way(Protocol):
+    keep_idle: float
+    """Seconds for which a connection is kept for the next request."""
+    proxied: bool
+    """An open connection says nothing of the engine, and an answer may be the proxy's."""
+
+    def head(self, path: str) -> bytes:
+        """Start of a request to ``path``; the length and an empty line are still to come."""
+        ...
+
+    async def connect(self, make: Callable[[], Connection], timeout: float) -> Connection:
+        """Raises ``ConnectFailed``."""
+        ...
+
+
+def way_to(endpoint: Endpoint, options: Options, visitor: Visitor | None) -> Way:
+    if endpoint.host is None:
+        return Straight(endpoint.url, options)
+    return ThroughHost(endpoint.host, endpoint.instance_id, endpoint.fence, options, visitor)
+
+
+class Straight:
+    proxied = False
+
+    def __init__(self, url: str, options: Options) -> None:
+        parts = urlsplit(url)
+        self.keep_idle = options.keep_idle
+        self._tls = parts.scheme == "https"
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if self._tls else 80)
+        self._path = parts.path.rstrip("/")
+        self._name = parts.netloc.rpartition("@")[2]
+        self._heads: dict[str, bytes] = {}
+
+    def head(self, path: str) -> bytes:
+        head = self._heads.get(path)
+        if head is None:
+            text = f"POST {self._path}{path} HTTP/1.1\r\nhost: {self._name}\r\n{_BODY}"
+            head = self._heads[path] = text.encode()
+        return head
+
+    async def connect(self, make: Callable[[], Connection], timeout: float) -> Connection:
+        return await connect(make, self._host, self._port, tls=self._tls or None, timeout=timeout)
+
+
+class ThroughHost:
+    """TLS with the host, known by its certificate wherever it is, and a ticket for this engine in each request."""
+
+    proxied = True
+
+    def __init__(self, host: Host, instance_id: str, fence: int, options: Options, visitor: Visitor | None) -> None:
+        """``visitor`` None: the installation's keys are not known, and nothing can be reached."""
+        self.keep_idle = options.keep_idle_at_host
+        self._loop = asyncio.get_running_loop()
+        self._host = host
+        self._instance_id = instance_id
+        self._fence = fence
+        self._visitor = visitor
+        self._name = name_of_host(host.id)
+        self._heads: dict[str, bytes] = {}
+        self._until = 0.0
+
+    def head(self, path: str) -> bytes:
+        now = self._loop.time()
+        if now >= self._until:
+            self._heads.clear()
+            self._until = now + _SAME_TICKET_S
+        head = self._heads.get(path)
+        if head is None:
+            head = self._heads[path] = self._new_head(path)
+        return head
+
+    async def connect(self, make: Callable[[], Connection], timeout: float) -> Connection:
+        host = self._host
+        tls = self._known_visitor().tls
+        if not host.tunnel_only:
+            return await connect(make, host.address, host.port, tls=tls, server_name=self._name, timeout=timeout)
+        parts = urlsplit(host.tunnel_url)
+        if not parts.hostname:
+            raise ConnectFailed("cannot be reached: its host holds no tunnel now")
+        tunnel = Tunnel((parts.hostname, parts.port or 80), host.id, self._known_visitor().tunnel(host.id))
+        return await connect_through(make, tunnel, tls=tls, server_name=self._name, timeout=timeout)
+
+    def _new_head(self, path: str) -> bytes:
+        ticket = self._known_visitor().engine(self._host.id, self._instance_id, self._fence)
+        return (
+            f"POST /engines/{self._instance_id}{path} HTTP/1.1\r\nhost: {self._name}\r\n"
+            f"authorization: Bearer {ticket}\r\n{_BODY}"
+        ).encode()
+
+    def _known_visitor(self) -> Visitor:
+        if self._visitor is None:
+            raise ConnectFailed("cannot be reached: the gateway has no keys for its host")
+        return self._visitor
+
+
+_NOTHING_THERE = (Reason.GONE, Reason.UNREACHABLE, Reason.STALE_FENCE)
+
+
+def failure_behind(refused: bytes) -> UpstreamError:
+    """What the proxy of a host means by an answer of its own."""
+    try:
+        reason = Reason(refused.decode("latin-1"))
+    except ValueError:
+        return BadReply("its host's proxy is of another version")
+    if reason in _NOTHING_THERE:
+        return ConnectFailed("cannot be reached")
+    match reason:
+        case Reason.DIED:
+            return Died(heard=False)
+        case Reason.HUNG_UP:
+            return HungUp()
+        case Reason.BROKE_OFF:
+            return Died(heard=True)
+        case Reason.BAD_REPLY:
+            return BadReply("says its host's proxy")
+        case Reason.ENDING:
+            return Withdrawn()
+        case _:
+            return NotLetIn(reason.value)
