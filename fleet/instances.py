@@ -53,6 +53,8 @@ class Instance(Record):
     """Where it is not tried again as long as another host could run it."""
     notice: str = ""
     """What Holdfast changed so that the engine runs; shown as the hint for as long as there is none of a failure."""
+    image: str = ""
+    """By digest, as it was first pulled: all engines of this instance run from it, wherever they are placed."""
     ready_since: datetime | None = None
     retry_at: datetime | None = None
     """Absolute, because timers do not survive continue-as-new."""
@@ -85,6 +87,8 @@ class EngineReport(Record):
     progress: float | None = Field(default=None, ge=0, le=1)
     message: Text = ""
     ready_since: datetime | None = None
+    image: Text = ""
+    """What its container was made from, by digest; empty for a process, or when it has none."""
 
 
 class EngineLaunch(Record):
@@ -96,6 +100,8 @@ class EngineLaunch(Record):
     spec: EngineSpec
     placement: Placement
     drain: timedelta
+    image: str = ""
+    """By digest: what this instance ran from before. Its tag may mean something else by now."""
 
 
 class Remedy(StrEnum):
@@ -187,6 +193,7 @@ def apply_report(instance: Instance, report: EngineReport) -> Instance:
         endpoint=report.url,
         pid=report.pid,
         ready_since=report.ready_since,
+        image=report.image or instance.image,
     )
 
 
@@ -207,6 +214,8 @@ def placement_request(instance: Instance) -> PlacementRequest:
         host_selector=spec.host_selector,
         excluded_hosts=instance.excluded_hosts,
         env_sealed=spec.env_sealed,
+        runtime=spec.runtime,
+        image=spec.container.image or "",
     )
 
 

@@ -109,7 +109,9 @@ class EngineBuild(Record):
     version: str
     accelerators: tuple[AcceleratorKind, ...] = (AcceleratorKind.CPU,)
     origin: str = "pypi"
-    """``pypi``: installed on demand; otherwise the path of the binary."""
+    """``pypi``: installed on demand; ``image``: in a container; otherwise the path of the binary."""
+    image: str = ""
+    """Of ``image``: which."""
 
 
 class Inventory(Record):
@@ -125,6 +127,8 @@ class Inventory(Record):
     disk_free_bytes: Count
     gpus: tuple[Gpu, ...] = Field(default=(), max_length=GPUS_MAX)
     engines: tuple[EngineBuild, ...] = ()
+    runtimes: tuple[str, ...] = ("process",)
+    """What engines can run in here: ``process``, ``docker``."""
     labels: dict[str, str] = {}
     vram_reserved_bytes: Count = 0
     """Memory of each GPU that placement leaves alone, as set on the host."""

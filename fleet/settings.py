@@ -117,6 +117,21 @@ class Settings(BaseSettings):
     """Memory of each GPU that placement leaves alone on this host."""
     host_runtime: Literal["auto", "docker", "process"] = "auto"
     """What engines run in where their deployment does not say; ``auto``: containers if there is a Docker engine."""
+    host_docker: str = ""
+    """URL of the Docker engine; empty: that of ``DOCKER_HOST``, else ``unix:///var/run/docker.sock``."""
+    host_engine_images: dict[str, str] = Field(default_factory=dict)
+    """What this host runs engines from when their deployment names no image, as JSON: engine → image, or
+    ``engine/accelerator`` → image, e.g. ``{"llama_cpp/nvidia": "registry.example:5000/llama.cpp:server-cuda"}``."""
+    host_registry_mirrors: dict[str, str] = Field(default_factory=dict)
+    """Where images are pulled from instead, as JSON: registry → registry with optional path. A mirror that cannot
+    give one is passed over. Images without a registry in their name are those of ``docker.io``."""
+    host_registry_credentials: Path | None = None
+    """File in the form of Docker's ``config.json`` (``docker --config DIR login`` makes one), mode 0600; unset:
+    ``<home>/registry_credentials.json`` if there is one."""
+    host_image_days: int = Field(default=30, ge=1)
+    """An image that this host pulled and has not used for so long is removed."""
+    host_image_free_share: float = Field(default=0.1, ge=0, lt=1)
+    """With less of Docker's disk free, unused images go sooner, oldest first."""
     host_token: SecretStr | None = None
     """Join token; needed once, the first time that a host starts."""
     host_stop_engines_on_exit: bool = False

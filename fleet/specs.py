@@ -52,6 +52,30 @@ class Resources(Wire):
     """Memory to claim for a replica (VRAM or RAM) instead of the estimate, in bytes."""
 
 
+Image = Annotated[
+    str,
+    StringConstraints(
+        max_length=512,
+        pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9._:-]*[a-zA-Z0-9])?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
+        r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$",
+    ),
+    Field(description="[registry[:port]/]name[:tag][@sha256:digest]"),
+]
+
+
+class ContainerSpec(Wire):
+    """Of engines that run in containers (``runtime`` docker, or auto on a host with a Docker engine)."""
+
+    image: Image | None = None
+    """With the engine's program as its entrypoint. Unset: what the host has been told for this engine."""
+    network: Literal["bridge", "host"] = "bridge"
+    """bridge: a network of its own, its port published on the host's loopback. host: that of the host."""
+    shm_bytes: int | None = Field(default=None, ge=1 << 20, le=1 << 50)
+    """Shared memory; unset: 10 GiB at most, of which only what is used is taken."""
+    host_ipc: bool = False
+    """Share the host's shared memory instead."""
+
+
 class HealthSpec(Wire):
     start_timeout_s: int = Field(default=1800, ge=1, le=86_400)
     """How long a start may take before the engine counts as failed."""
@@ -128,7 +152,15 @@ class DeploymentSpec(Wire):
     restart: RestartSpec = RestartSpec()
     """A change holds for replicas that are started after it."""
     rollout: RolloutSpec = RolloutSpec()
-    runtime: Literal["auto", "process"] = "auto"
+    runtime: Literal["auto", "docker", "process"] = "auto"
+    """auto: a container where the host has a Docker engine and an image for it, else a process."""
+    container: ContainerSpec = ContainerSpec()
+
+    @model_validator(mode="after")
+    def _has_use_for_an_image(self) -> Self:
+        if self.runtime == "process" and self.container != ContainerSpec():
+            raise ValueError("container: a process has no container; set runtime to 'docker' or 'auto'")
+        return self
 
 
 class DeploymentCreate(Wire):

@@ -6,19 +6,41 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.database_fixtures import database, database_url, new_postgres_database, postgres_url
+from tests.docker_fixtures import (
+    actor,
+    actor_image,
+    cramped_docker_engine,
+    docker_engine,
+    llama_image,
+    locked_registry,
+    other_docker_engine,
+    own_docker_engine,
+    registry,
+    registry_binary,
+)
 from tests.engine_fixtures import llama_server_binary, small_model
 from tests.stack_fixtures import ask, engines_folder, module_postgres_database, new_stack, shared_stack, stack
 
 __all__ = [
+    "actor",
+    "actor_image",
     "ask",
+    "cramped_docker_engine",
     "database",
     "database_url",
+    "docker_engine",
     "engines_folder",
+    "llama_image",
     "llama_server_binary",
+    "locked_registry",
     "module_postgres_database",
     "new_postgres_database",
     "new_stack",
+    "other_docker_engine",
+    "own_docker_engine",
     "postgres_url",
+    "registry",
+    "registry_binary",
     "shared_stack",
     "small_model",
     "stack",

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fleet.access.authority import CertificateAuthority, name_of_host, new_key, signing_request
+from fleet.access.sealing import host_sealer
 from fleet.access.tickets import Scope, Ticket, TicketReader, TicketSigner
 from fleet.access.visitor import Visitor
 from fleet.db.authority import Authority
 from fleet.host_client import HostAddress
 from fleet.serving import listen
 from worker_host.engine_log import EngineLogs
+from worker_host.log_reader import LogReader
 from worker_host.proxy import Running
 from worker_host.server import HostServer, open_door
 
@@ -81,7 +83,7 @@ class HostDoor:
             host_id=self.host,
             tickets=TicketReader(keys, clock=self._clock),
             models=self.models,
-            logs=self.logs,
+            log_reader=LogReader(self.logs, host_sealer("the host's credential")),
             running=self._running,
             metrics_of=self._metrics_of,
             metrics=lambda: self.own_metrics,

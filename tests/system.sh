@@ -1,7 +1,8 @@
 #!/bin/sh
-# What the tests need of the system and cannot have from a Python package: Chromium, for the tests of web pages,
-# iproute2, for hosts that are cut off from the network, and gcc, for NVIDIA cards that are not there (PostgreSQL comes
-# with the 'test' extra). Never fails: what is missing is left out, and said.
+# What the tests need of the system and cannot have from a Python package: Chromium, for the tests of web pages;
+# iproute2, for hosts that are cut off from the network; Docker, for engines in containers; gcc, for small programs that
+# stand in for engines and drivers (PostgreSQL comes with the 'test' extra). Never fails: what is missing is left out,
+# and said.
 set -u
 
 say() { echo "tests: $*"; }
@@ -21,16 +22,17 @@ may_install() {
 }
 
 apt() {
-    DEBIAN_FRONTEND=noninteractive apt-get -q -y \
+    # RUNLEVEL: no service is started just because its package was installed.
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q -y \
         -o Acquire::Retries=0 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o DPkg::Lock::Timeout=60 "$@"
 }
 
 install() {
     log=$(mktemp) || return 1
     installed=1
-    if apt install --no-install-recommends "$1" >"$log" 2>&1; then
+    if apt install --no-install-recommends "$@" >"$log" 2>&1; then
         installed=0
-    elif apt update >>"$log" 2>&1 && apt install --no-install-recommends "$1" >>"$log" 2>&1; then
+    elif apt update >>"$log" 2>&1 && apt install --no-install-recommends "$@" >>"$log" 2>&1; then
         installed=0
     else
         tail -n 3 "$log" >&2
@@ -60,14 +62,27 @@ else
     say "iproute2 could not be installed (see above): tests of hosts that are cut off are left out"
 fi
 
-compiles() { echo '#include <stdio.h>' | gcc -x c -c -o /dev/null - 2>/dev/null; }
-if compiles; then
+# Compiled programs are linked statically, so that they run in empty images.
+if command -v gcc >/dev/null && echo 'int main(void) { return 0; }' | gcc -static -x c -o /dev/null - 2>/dev/null; then
     say "gcc: $(command -v gcc)"
 elif ! may_install; then
-    say "gcc is not here: tests with NVIDIA cards that are not there are left out (they need gcc and the C headers)"
-elif say "gcc is not here: installing the packages 'gcc' and 'libc6-dev'" && install gcc && install libc6-dev && compiles; then
+    say "gcc is not here: tests that compile something are left out (they need gcc and the C library to link statically)"
+elif say "gcc is not here: installing the packages 'gcc' and 'libc6-dev'" && install gcc libc6-dev; then
     say "gcc: $(command -v gcc)"
 else
-    say "gcc could not be installed (see above): tests with NVIDIA cards that are not there are left out"
+    say "gcc could not be installed (see above): tests that compile something are left out"
+fi
+
+# An engine that runs already is left alone: as root the tests start one of their own (tests/docker_fixtures.py).
+if command -v dockerd >/dev/null && command -v containerd >/dev/null; then
+    say "Docker: $(command -v dockerd)"
+elif [ "$(id -u)" != 0 ] && docker version >/dev/null 2>&1; then
+    say "Docker: the engine that runs here"
+elif ! may_install; then
+    say "Docker is not here: tests of containers are left out (they need a Docker engine that runs, or root and dockerd)"
+elif say "Docker is not here: installing the package 'docker.io'" && install docker.io; then
+    say "Docker: $(command -v dockerd)"
+else
+    say "Docker could not be installed (see above): tests of containers are left out"
 fi
 exit 0

@@ -8,6 +8,7 @@ from fleet.instances import EngineExit, Remedy
 from worker_host.engine_log import EngineLogs, scrub
 from worker_host.probes import Refused, StartTimeout
 from worker_host.records import EngineRecord
+from worker_host.runtime.protocol import Exit
 from worker_host.watch import Hung
 
 
@@ -19,9 +20,15 @@ class Endings:
     secrets: tuple[str, ...]
     """Values that no text may contain."""
 
-    def ended(self, exit_code: int | None) -> EngineExit:
-        """By itself; its exit code and log say why."""
-        return classify(exit_code, self._tail(), served=self._served, extra=self.adapter.failure_patterns)
+    def ended(self, ended: Exit) -> EngineExit:
+        """By itself; how, and its log, say why."""
+        found = classify(ended.code, self._tail(), served=self._served, extra=self.adapter.failure_patterns)
+        if not ended.out_of_memory:
+            return found
+        known = known_classes()["container_oom"]
+        at_most = known.at_most if not self._served else None
+        named = {"failure_class": known.name, "hint": known.hint, "remedy": known.remedy, "at_most": at_most}
+        return found.model_copy(update=named)
 
     def given_up(self, why: StartTimeout | Refused | Hung) -> EngineExit:
         """We killed it."""

@@ -1,10 +1,17 @@
 """Log files of engines: one per attempt, kept after failure."""
 
+import json
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
+
+from fleet.access.sealing import MASK, CannotOpen, Sealer
+from worker_host.files import write_atomically
+from worker_host.log_cap import forget
+from worker_host.runtime.container_log import position_file
 
 _KEPT_ATTEMPTS = 5
 _KEPT_S = 7 * 24 * 3600
@@ -24,8 +31,22 @@ class EngineLogs:
 
     def latest(self, instance_id: str) -> int | None:
         """The number of the newest attempt."""
-        attempts = self._attempts(self._folder / instance_id)
+        attempts = self.attempts(instance_id)
         return attempts[-1] if attempts else None
+
+    def begin(self, instance_id: str, attempt: int, sealed: Iterable[str]) -> None:
+        """``attempt`` is about to begin. ``sealed``: values that nobody may see in its log, now or later."""
+        write_atomically(_sealed_file(self.path(instance_id, attempt)), json.dumps(list(sealed)))
+
+    def secrets(self, instance_id: str, attempt: int, sealer: Sealer) -> tuple[str, ...]:
+        """Raises CannotOpen: then nobody can say what of the log may be shown."""
+        try:
+            sealed = json.loads(_sealed_file(self.path(instance_id, attempt)).read_text())
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError) as error:
+            raise CannotOpen(str(error)) from error
+        return tuple(sealer.open(str(value)) for value in sealed)
 
     def tail(self, instance_id: str, attempt: int, secrets: Iterable[str] = ()) -> str:
         """The end of the log, without what looks like a token and without ``secrets``."""
@@ -36,12 +57,14 @@ class EngineLogs:
                 text = file.read().decode(errors="replace")
         except OSError:
             return ""
-        return scrub(text, secrets)
+        return scrub(text.replace("\0", ""), secrets)
 
     def prune(self, instance_id: str) -> None:
         """Keep the newest attempts of an instance."""
-        for attempt in self._attempts(self._folder / instance_id)[:-_KEPT_ATTEMPTS]:
-            self.path(instance_id, attempt).unlink(missing_ok=True)
+        for attempt in self.attempts(instance_id)[:-_KEPT_ATTEMPTS]:
+            forget(self.path(instance_id, attempt))
+            for companion in (position_file, _sealed_file):
+                companion(self.path(instance_id, attempt)).unlink(missing_ok=True)
 
     def prune_old(self, live: set[str]) -> None:
         """Remove the logs of instances that ended long ago."""
@@ -50,13 +73,23 @@ class EngineLogs:
             if instance_id not in live and folder.is_dir() and time.time() - folder.stat().st_mtime > _KEPT_S:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    @staticmethod
-    def _attempts(folder: Path) -> list[int]:
-        return sorted(int(p.stem) for p in folder.glob("*.log") if p.stem.isdigit())
+    def attempts(self, instance_id: str) -> list[int]:
+        """The numbers of those that have a log, oldest first."""
+        return sorted(int(p.stem) for p in (self._folder / instance_id).glob("*.log") if p.stem.isdigit())
+
+
+def _sealed_file(log: Path) -> Path:
+    return log.with_suffix(".sealed")
 
 
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:
-    for secret in secrets:
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "********")
-    return _TOKENS.sub("********", text)
+    for form in sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True):
+        text = text.replace(form, MASK)
+    return _TOKENS.sub(MASK, text)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """How a value may be printed: whole, line by line, within JSON or a URL."""
+    for part in (secret, *secret.splitlines()):
+        if len(part) >= _SHORTEST_SECRET:
+            yield from (part, json.dumps(part)[1:-1], quote(part, safe=""))

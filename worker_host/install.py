@@ -23,8 +23,8 @@ class Engines:
 
     def __init__(self, folder: Path, builds: tuple[EngineBuild, ...]) -> None:
         self._folder = folder
-        self._own = {(b.engine, b.version): Path(b.origin) for b in builds if b.origin != "pypi"}
-        self._default = {b.engine: b.version for b in builds}
+        self._own = {(b.engine, b.version): Path(b.origin) for b in builds if b.origin not in ("pypi", "image")}
+        self._default = {b.engine: b.version for b in builds if b.origin != "image"}
 
     def installed(self, adapter: EngineAdapter, version: str) -> Path | None:
         """The program, if it is here already."""

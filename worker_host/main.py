@@ -29,11 +29,12 @@ from worker_host.identity import CannotJoin, host_folder, identify, identity_pat
 from worker_host.install import Engines
 from worker_host.lease import LeaseKeeper
 from worker_host.link import Link
+from worker_host.log_reader import LogReader
 from worker_host.own_engines import own_engine
-from worker_host.proxy import ENGINE_ADDRESS
 from worker_host.records import Records
-from worker_host.runtime.process import ProcessRuntime
+from worker_host.runtime.choice import runtimes_of
 from worker_host.server import HostServer, open_door
+from worker_host.starting import Starter
 from worker_host.status import StatusLoop
 from worker_host.supervised import HostParts
 from worker_host.supervisor import JANITOR_S, Supervisor
@@ -64,6 +65,7 @@ class HostProcess:
         self._records = Records(folder)
         self._records.begin_boot(machine.boot_id())
         self._logs = EngineLogs(settings.home / "logs" / "engines")
+        self._sealer = host_sealer(digest(identity.credential))
         tickets = TicketReader((), clock=link.clock.now)
         self._ticket_keys = TicketKeys(folder / "ticket_keys.json", tickets)
         self._certificate = HostCertificate(identity, identity_path(settings))
@@ -76,12 +78,13 @@ class HostProcess:
             address=lambda: self._address.current,
         )
         self._telemetry = Telemetry(settings, identity.name, folder, sources)
+        self._runtimes = runtimes_of(settings, identity.host_id, folder)
         self._supervisor = Supervisor(self._parts(self._telemetry.inventory()))
         self._server = HostServer(
             host_id=identity.host_id,
             tickets=tickets,
             models=settings.home / "models",
-            logs=self._logs,
+            log_reader=LogReader(self._logs, self._sealer),
             running=self._supervisor.where,
             metrics_of=self._supervisor.metrics,
             metrics=self._telemetry.metrics,
@@ -111,6 +114,7 @@ class HostProcess:
         finally:
             await _end(ways_in)
         await self._lease.aclose()
+        await self._runtimes.aclose()
         await self._link.aclose()
         await self._http.aclose()
 
@@ -182,17 +186,23 @@ class HostProcess:
         return [own_engine(record, loads.get(record.ref)) for record in self._supervisor.records()]
 
     def _parts(self, inventory: Inventory) -> HostParts:
+        starter = Starter(
+            runtimes=self._runtimes,
+            engines=Engines(self._settings.home / "engines", inventory.engines),
+            logs=self._logs,
+            sealer=self._sealer,
+            gpus=lambda: inventory.gpus,
+            cpu_count=inventory.cpu_count,
+        )
         return HostParts(
             client=self._client,
             control_plane=self._control_plane,
             records=self._records,
-            runtime=ProcessRuntime(self._identity.host_id),
-            engines=Engines(self._settings.home / "engines", inventory.engines),
+            runtimes=self._runtimes,
+            starter=starter,
             logs=self._logs,
-            sealer=host_sealer(digest(self._identity.credential)),
+            sealer=self._sealer,
             http=self._http,
-            address=ENGINE_ADDRESS,
-            cpu_count=inventory.cpu_count,
             door=lambda: f"https://{in_url(self._address.current)}:{self._port}",
         )
 

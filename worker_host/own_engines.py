@@ -12,14 +12,15 @@ def own_engine(record: EngineRecord, load: Load | None) -> OwnEngine:
     status = EngineStatus(
         instance_id=record.launch.instance_id,
         fence=record.launch.fence,
-        name=str(process.pid) if process is not None else "",
+        runtime=process.kind if process is not None else "",
+        name=process.name if process is not None else "",
         state=_state(record),
         requests=load.requests if load is not None else 0,
         in_flight=load.in_flight if load is not None else 0,
     )
     return OwnEngine(
         status=status,
-        pids=frozenset({process.pid} if process is not None else ()),
+        pids=frozenset({process.pid} if process is not None and process.pid is not None else ()),
         gpu_uuids=placement.gpu_uuids,
         memory_bytes=placement.memory_bytes,
     )

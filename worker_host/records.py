@@ -11,7 +11,7 @@ from fleet.instances import EngineExit, EngineLaunch
 from fleet.inventory import EngineRef
 from fleet.model import Record
 from worker_host.files import write_atomically
-from worker_host.runtime.process import ProcessRef
+from worker_host.runtime.protocol import Handle
 
 log = logging.getLogger("holdfast.host")
 
@@ -22,7 +22,10 @@ class EngineRecord(Record):
     launch: EngineLaunch
     token: str | None
     """Task token of ``run_engine``, base64; None once Temporal no longer knows it."""
-    process: ProcessRef | None = None
+    process: Handle | None = None
+    """The process or container that it runs in."""
+    image: str = ""
+    """What its container was made from, by digest."""
     port: int | None = None
     attempt: int = 0
     """Of starting a process; names the log file. 0: none was started yet."""

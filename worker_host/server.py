@@ -24,14 +24,12 @@ from fleet.http.server import BoundedHttp
 from fleet.inventory import EngineRef
 from fleet.serving import serving
 from fleet.telemetry import Refusal
-from worker_host.engine_log import EngineLogs, scrub
 from worker_host.guard import Guard, NotAdmitted
+from worker_host.log_reader import LogReader, NoLog
 from worker_host.proxy import EngineProxy, Load, Receive, Running, Send, authorization_of, peer_of, refuse
 
 App = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 
-_FOLLOW_S = 0.25
-_CHUNK = 64 << 10
 _MOST_TAIL = 100_000
 _GGUF_MAGIC = b"GGUF"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,7 +51,7 @@ class HostServer:
         host_id: str,
         tickets: TicketReader,
         models: Path,
-        logs: EngineLogs,
+        log_reader: LogReader,
         running: Callable[[str], Running | None],
         metrics_of: Callable[[str], Awaitable[str | None]],
         metrics: Callable[[], bytes],
@@ -64,7 +62,7 @@ class HostServer:
         runs here no more or does not answer. ``metrics``: what the host says of itself, in Prometheus' format; blocks.
         """
         self._models = models
-        self._logs = logs
+        self._log_reader = log_reader
         self._metrics_of = metrics_of
         self._metrics_of_host = metrics
         self._registry = CollectorRegistry()
@@ -121,15 +119,13 @@ class HostServer:
 
     async def _log(self, request: Request) -> Response:
         instance = request.path_params["instance"]
-        attempt = _number(request, "attempt", 0) or self._logs.latest(instance) if _is_instance(instance) else None
-        if not attempt:
-            return JSONResponse({"detail": f"no log of {instance} on this host"}, 404)
-        path = self._logs.path(instance, attempt)
-        if not path.is_file():
-            return JSONResponse({"detail": f"{instance} has no attempt {attempt} on this host"}, 404)
         tail = min(_number(request, "tail", 1000), _MOST_TAIL)
         follow = request.query_params.get("follow", "").lower() in ("1", "true", "yes")
-        return StreamingResponse(_read(path, tail, follow=follow), media_type="text/plain; charset=utf-8")
+        try:
+            text = self._log_reader.read(instance, _number(request, "attempt", 0) or None, tail, follow=follow)
+        except NoLog as error:
+            return JSONResponse({"detail": str(error)}, 404)
+        return StreamingResponse(text, media_type="text/plain; charset=utf-8")
 
     async def _engine_metrics(self, request: Request) -> Response:
         instance = request.path_params["instance"]
@@ -174,42 +170,6 @@ def file_facts(path: Path) -> FileFacts:
     except OSError as error:
         return FileFacts(path=str(resolved), exists=error.errno != errno.ENAMETOOLONG)
     return FileFacts(path=str(resolved), exists=True, readable=True, size_bytes=size, is_gguf=magic == _GGUF_MAGIC)
-
-
-async def _read(path: Path, tail: int, *, follow: bool) -> AsyncIterator[str]:
-    with path.open("rb") as file:
-        text, end = await asyncio.to_thread(_last_lines, path, tail)
-        yield scrub(text)
-        file.seek(end)
-        rest = b""
-        while follow:
-            rest += await asyncio.to_thread(file.read, _CHUNK)
-            whole, newline, rest = rest.rpartition(b"\n")
-            if newline:
-                yield scrub((whole + newline).decode(errors="replace"))
-            else:
-                await asyncio.sleep(_FOLLOW_S)
-
-
-def _last_lines(path: Path, count: int) -> tuple[str, int]:
-    """The last ``count`` lines and where they end, reading no more of the file than needed."""
-    with path.open("rb") as file:
-        end = position = file.seek(0, 2)
-        data = b""
-        while count > 0 and position > 0 and data.count(b"\n") <= count:
-            step = min(_CHUNK, position)
-            position -= step
-            file.seek(position)
-            data = file.read(step) + data
-    lines = data.splitlines(keepends=True)[-count:] if count > 0 else []
-    return b"".join(lines).decode(errors="replace"), end
-
-
-def _is_instance(instance: str) -> bool:
-    deployment, _, name = instance.partition("/")
-    return all(
-        part and part.strip(".") and part.replace("-", "").replace(".", "").isalnum() for part in (deployment, name)
-    )
 
 
 def _number(request: Request, name: str, default: int) -> int:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NoReturn
 
 import httpx
@@ -13,18 +14,20 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from fleet.access.sealing import CannotOpen, Sealer
-from fleet.engines.adapter import EngineAdapter, Start
+from fleet.engines.adapter import EngineAdapter
 from fleet.engines.catalog import resolve
 from fleet.instances import EngineExit, EnginePhase, EngineReport
 from fleet.policy.hang import Level
 from worker_host.control_plane import ControlPlane, Gone
 from worker_host.endings import Endings
 from worker_host.engine_log import EngineLogs
-from worker_host.install import Engines, InstallFailed
+from worker_host.install import InstallFailed
 from worker_host.probes import EngineProbe, Refused, StartTimeout
 from worker_host.records import EngineRecord, Records, unpack
 from worker_host.reports import Reports
-from worker_host.runtime.process import PORT, ProcessRef, ProcessRuntime, free_port
+from worker_host.runtime.choice import Runtimes
+from worker_host.runtime.protocol import LOOPBACK, CannotStart, Handle, Runtime, RuntimeAway
+from worker_host.starting import Starter
 from worker_host.task_token import Beat, TaskToken
 from worker_host.watch import EngineWatch, Hung
 
@@ -37,6 +40,8 @@ _BUSY_POLL_S = 0.2
 _HEALTH_S = 2.0
 _WITHDRAW_S = 3.0
 _GATEWAYS_REFRESH_S = 0.6
+_LAST_WORDS_S = 5.0
+"""For what an engine that has ended said last to be in its log."""
 _SERVING = (EnginePhase.READY, EnginePhase.SUSPECT)
 _SUSPEND_DRAIN_S = 10.0
 """A person waits for the host to end."""
@@ -49,14 +54,11 @@ class HostParts:
     client: Client
     control_plane: ControlPlane
     records: Records
-    runtime: ProcessRuntime
-    engines: Engines
+    runtimes: Runtimes
+    starter: Starter
     logs: EngineLogs
     sealer: Sealer
     http: httpx.AsyncClient
-    address: str
-    """Where engines listen."""
-    cpu_count: int
     door: Callable[[], str]
     """URL of this host's own port."""
 
@@ -120,7 +122,7 @@ class SupervisedEngine:
         served = self._record.ready_since is not None
         if self._record.ended is None:
             self._save(suspended=True, ready_since=None)
-        if process is None or not self._parts.runtime.alive(process):
+        if process is None or not await self._runtime(process).alive(process):
             return
         if served:
             await self._withdraw()
@@ -172,11 +174,11 @@ class SupervisedEngine:
             await self._confirmed.wait()  # it may not be wanted any more
         try:
             process = await self._process()
-        except (InstallFailed, OSError, ValueError, CannotOpen) as error:  # ValueError: no such argument can be passed
+        except (CannotStart, InstallFailed, RuntimeAway, CannotOpen, OSError) as error:
             return self._endings().never_started(str(error))
-        if process is None:
-            return self._endings().ended(None)
-        ending = asyncio.create_task(self._parts.runtime.wait(process))
+        runtime = self._runtime(process)
+        talking = asyncio.create_task(runtime.keep_log(process, self._log_path()))
+        ending = asyncio.create_task(runtime.wait(process))
         serving = asyncio.create_task(self._serve())
         try:
             await asyncio.wait({ending, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -184,58 +186,52 @@ class SupervisedEngine:
                 try:
                     serving.result()
                 except (StartTimeout, Refused, Hung) as why:
-                    log.warning("killing %s, pid %d: %s", self._record.ref, process.pid, why)
-                    self._parts.runtime.kill(process)
+                    log.warning("killing %s, %s: %s", self._record.ref, process, why)
+                    await runtime.kill(process)
                     await ending
+                    await asyncio.wait({talking}, timeout=_LAST_WORDS_S)
                     return self._endings().given_up(why)
+            await asyncio.wait({talking}, timeout=_LAST_WORDS_S)
             return self._endings().ended(await ending)
         finally:
-            ending.cancel()
-            serving.cancel()
+            for task in (talking, ending, serving):
+                task.cancel()
 
-    async def _process(self) -> ProcessRef | None:
-        """The running process, adopted or started; None when it ended while nobody watched."""
+    async def _process(self) -> Handle:
+        """The running engine, adopted or started; or one that ended while nobody watched."""
         known = self._record.process
         if known is None and self._record.attempt > 0 and not self._record.suspended:
-            known = await asyncio.to_thread(self._parts.runtime.find, self._record.ref)
-        if known is not None and self._parts.runtime.alive(known):
-            log.info("adopted %s, pid %d", self._record.ref, known.pid)
+            known = await asyncio.to_thread(self._parts.runtimes.find, self._record.ref)
+        if known is not None and not self._record.suspended:
+            log.info("adopted %s, %s", self._record.ref, known)
+            self._save(process=known)
+            return known
+        if known is not None and await self._runtime(known).alive(known):  # whoever suspended it died before it did
             self._save(process=known, suspended=False)
             return known
-        if self._record.process is not None and not self._record.suspended:
-            return None
         return await self._start()
 
-    async def _start(self) -> ProcessRef:
-        launch = self._record.launch
-        binary = self._parts.engines.installed(self._adapter, launch.spec.engine_version)
-        if binary is None:
-            self._report(EnginePhase.DOWNLOADING, message=f"installing {self._adapter.name}")
-            binary = await self._parts.engines.ensure(self._adapter, launch.spec.engine_version)
-        env = {name: self._parts.sealer.open(value) for name, value in launch.placement.env_for_host.items()}
-        port = free_port(self._parts.address)
-        command = self._adapter.command(
-            Start(
-                binary=binary,
-                spec=launch.spec,
-                model_path=launch.placement.model_path,
-                gpu_uuids=launch.placement.gpu_uuids,
-                address=self._parts.address,
-                port=port,
-                cpu_count=self._parts.cpu_count,
-            )
+    async def _start(self) -> Handle:
+        job, image = await self._parts.starter.job(self._adapter, self._record, self._say)
+        self._save(
+            process=None,
+            port=job.port,
+            attempt=job.attempt,
+            image=image,
+            suspended=False,
+            ready_since=None,
+            suspect=False,
         )
-        attempt = (self._parts.logs.latest(launch.instance_id) or 0) + 1
-        self._save(process=None, port=port, attempt=attempt, suspended=False, ready_since=None, suspect=False)
-        path = self._parts.logs.path(launch.instance_id, attempt)
-        process = self._parts.runtime.start(
-            self._record.ref, command.argv, {**command.env, **env, PORT: str(port)}, path
-        )
+        self._parts.logs.begin(*self._attempt, self._record.launch.placement.env_for_host.values())
+        process = await self._parts.runtimes.start(job)
         self._save(process=process)
-        self._parts.logs.prune(launch.instance_id)
-        log.info("started %s, pid %d, attempt %d", self._record.ref, process.pid, attempt)
+        self._parts.logs.prune(job.engine.instance_id)
+        log.info("started %s, %s, attempt %d", self._record.ref, process, job.attempt)
         self._report(EnginePhase.STARTING, message="loading the model")
         return process
+
+    def _say(self, share: float | None, message: str) -> None:
+        self._report(EnginePhase.DOWNLOADING, message, share)
 
     async def _serve(self) -> NoReturn:
         """Raises StartTimeout, Refused, and Hung once it has been ready."""
@@ -244,7 +240,13 @@ class SupervisedEngine:
         if self._record.ready_since is None:  # else it was ready before we adopted it, and may be busy now
             await self._probe().until_ready(one_token, spec.start_timeout_s)
             self._save(ready_since=datetime.now(UTC))
-        await EngineWatch(self._probe(), one_token, spec, self._seen).run(suspect=self._record.suspect)
+        while True:
+            try:
+                await EngineWatch(self._probe(), one_token, spec, self._seen).run(suspect=self._record.suspect)
+            except Hung:
+                process = self._record.process
+                if process is None or not await self._runtime(process).until_back():
+                    raise
 
     def _seen(self, level: Level, reason: str) -> None:
         suspect = level is Level.SUSPECT
@@ -254,8 +256,11 @@ class SupervisedEngine:
         self._report(EnginePhase.SUSPECT if suspect else EnginePhase.READY, reason)
 
     async def _stop_engine(self) -> None:
-        process = self._record.process or await asyncio.to_thread(self._parts.runtime.find, self._record.ref)
-        if process is None or not self._parts.runtime.alive(process):
+        process = self._record.process or await asyncio.to_thread(self._parts.runtimes.find, self._record.ref)
+        if process is None:
+            return
+        if not await self._runtime(process).alive(process):
+            await self._runtime(process).discard(process)
             return
         await self._drain(self._drain_s)
         await self._stop_process(process)
@@ -274,22 +279,33 @@ class SupervisedEngine:
             return bool(self._adapter.busy(text))
         return not self._record.suspect and await self._probe().healthy(_HEALTH_S)
 
-    async def _stop_process(self, process: ProcessRef) -> None:
-        log.info("stopping %s, pid %d", self._record.ref, process.pid)
-        ending = asyncio.create_task(self._parts.runtime.wait(process))
-        if not self._record.suspect:  # else it would not hear us
-            self._parts.runtime.terminate(process)
-            await asyncio.wait({ending}, timeout=self._adapter.stop_grace_s)
-        if not ending.done():
-            self._parts.runtime.kill(process)
-            await ending
+    async def _stop_process(self, process: Handle) -> None:
+        log.info("stopping %s, %s", self._record.ref, process)
+        runtime = self._runtime(process)
+        talking = asyncio.create_task(runtime.keep_log(process, self._log_path()))
+        ending = asyncio.create_task(runtime.wait(process))
+        try:
+            if not self._record.suspect:  # else it would not hear us
+                await runtime.terminate(process)
+                await asyncio.wait({ending}, timeout=self._adapter.stop_grace_s)
+            if not ending.done():
+                await runtime.kill(process)
+                await ending
+            await asyncio.wait({talking}, timeout=_LAST_WORDS_S)
+        finally:
+            talking.cancel()
+            ending.cancel()
+        await runtime.discard(process)
 
     # -- what others hear of it -------------------------------------------------------------------------------
 
     async def _settle(self, ended: EngineExit | None) -> None:
         """Tell Temporal how it ended (None: stopped as asked), for as long as somebody wants to know."""
         if ended is not None:
+            process = self._record.process
             self._save(ended=ended, process=None)
+            if process is not None:
+                await self._runtime(process).discard(process)
         while True:
             self._new_token.clear()
             if self._record.token is not None:
@@ -341,8 +357,8 @@ class SupervisedEngine:
             case Beat.UNREACHABLE:
                 pass
 
-    def _report(self, phase: EnginePhase, message: str = "") -> None:
-        self._reports.send(self._next_report(phase, message))
+    def _report(self, phase: EnginePhase, message: str = "", progress: float | None = None) -> None:
+        self._reports.send(self._next_report(phase, message).model_copy(update={"progress": progress}))
 
     def _next_report(self, phase: EnginePhase, message: str) -> EngineReport:
         self._save(sequence=self._record.sequence + 1)
@@ -356,12 +372,23 @@ class SupervisedEngine:
             pid=process.pid if process else None,
             message=message,
             ready_since=self._record.ready_since,
+            image=self._record.image,
         )
 
     # -- small things -----------------------------------------------------------------------------------------
 
+    def _runtime(self, process: Handle) -> Runtime:
+        return self._parts.runtimes.of(process)
+
+    def _log_path(self) -> Path:
+        return self._parts.logs.path(*self._attempt)
+
+    @property
+    def _attempt(self) -> tuple[str, int]:
+        return self._record.launch.instance_id, self._record.attempt
+
     def _probe(self) -> EngineProbe:
-        return EngineProbe(self._parts.http, f"http://{self._parts.address}:{self._record.port}", self._adapter)
+        return EngineProbe(self._parts.http, f"http://{LOOPBACK}:{self._record.port}", self._adapter)
 
     def _endings(self) -> Endings:
         return Endings(self._parts.logs, self._adapter, self._record, self._env_values())

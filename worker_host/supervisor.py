@@ -10,7 +10,7 @@ from fleet.instances import EngineLaunch
 from fleet.inventory import EngineRef
 from worker_host.proxy import Running
 from worker_host.records import EngineRecord, pack
-from worker_host.runtime.process import ProcessRef
+from worker_host.runtime.protocol import Handle
 from worker_host.supervised import HostParts, SupervisedEngine
 
 log = logging.getLogger("holdfast.host")
@@ -76,7 +76,7 @@ class Supervisor:
 
     def running(self) -> list[EngineRef]:
         """What this host answers for or finds running: its memory is in use."""
-        strays = {ref for ref, _ in self._parts.runtime.all()}
+        strays = {ref for ref, _ in self._parts.runtimes.all()}
         # A copy: this runs in a thread beside the loop that changes it.
         return sorted(
             {e.record.ref for e in list(self._engines.values())} | strays, key=lambda r: (r.instance_id, r.fence)
@@ -90,6 +90,8 @@ class Supervisor:
         await asyncio.gather(*map(self._stop_unwanted, doomed))
         live = {r.instance_id for r in running}
         await asyncio.to_thread(self._parts.logs.prune_old, live)
+        answered_for = [e.record.ref for e in self._engines.values()]
+        await asyncio.to_thread(self._parts.runtimes.clear_up, answered_for)
 
     async def let_go(self) -> None:
         """This process ends; the engines go on."""
@@ -122,21 +124,23 @@ class Supervisor:
         """With the engine's process, if it runs here already and its record was lost."""
         # Whoever heard the reports of a lost record must take ours for newer ones.
         record = EngineRecord(launch=launch, token=pack(token), sequence=int(time.time() * 1000))
-        process = self._parts.runtime.find(record.ref)
-        port = self._parts.runtime.port(process) if process is not None else None
+        process = self._parts.runtimes.find(record.ref)
+        port = self._parts.runtimes.of(process).port(process) if process is not None else None
         if port is None:
             return record
         attempt = self._parts.logs.latest(launch.instance_id) or 1
         return record.with_(process=process, port=port, attempt=attempt)
 
-    async def _stop_strays_of(self, launch: EngineLaunch, keep: ProcessRef | None) -> None:
+    async def _stop_strays_of(self, launch: EngineLaunch, keep: Handle | None) -> None:
         """Processes of this instance that no record speaks of."""
-        everything = await asyncio.to_thread(self._parts.runtime.all)
+        everything = await asyncio.to_thread(self._parts.runtimes.all)
         strays = {r for r, _ in everything if r.instance_id == launch.instance_id and r.fence <= launch.fence}
         await self._stop_strays(strays, keep)
 
-    async def _stop_strays(self, refs: set[EngineRef], keep: ProcessRef | None = None) -> None:
-        for ref, process in await asyncio.to_thread(self._parts.runtime.all):
+    async def _stop_strays(self, refs: set[EngineRef], keep: Handle | None = None) -> None:
+        for ref, process in await asyncio.to_thread(self._parts.runtimes.all):
             if ref in refs and process != keep:
-                self._parts.runtime.kill(process)
-                await self._parts.runtime.wait(process)
+                runtime = self._parts.runtimes.of(process)
+                await runtime.kill(process)
+                await runtime.wait(process)
+                await runtime.discard(process)

@@ -201,6 +201,7 @@ class InstanceWorkflow:
             spec=self._instance.spec,
             placement=placement,
             drain=timings.drain,
+            image=self._instance.image,
         )
         return workflow.start_activity_method(
             HostContract.run_engine,

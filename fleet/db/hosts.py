@@ -173,6 +173,7 @@ def _view(row: HostRow, gpus: list[GpuRow], replicas: int) -> HostView:
         replicas_of_deployment=replicas,
         model=None,
         cordoned_gpus=tuple((g.uuid, g.cordon_reason) for g in gpus if g.cordoned),
+        runtimes=inventory.runtimes,
         reserved_for=row.reserved_for,
     )
 

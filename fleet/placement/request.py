@@ -21,6 +21,9 @@ class PlacementRequest(Record):
     """Of the deployment, as they are now: a host may be reserved for some."""
     excluded_hosts: tuple[str, ...] = ()
     env_sealed: dict[str, str] = {}
+    runtime: str = "auto"
+    image: str = ""
+    """The deployment's own."""
 
 
 class Placement(Record):

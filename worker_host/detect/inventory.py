@@ -12,6 +12,7 @@ from worker_host.detect import machine
 from worker_host.detect.card import Look
 from worker_host.detect.cards import Cards
 from worker_host.detect.vendors import all_vendors
+from worker_host.runtime.choice import runtimes_here
 
 LOOK_S = 60.0
 _DEVICES = (
@@ -49,6 +50,7 @@ def inventory_of(settings: Settings, name: str, look: Look) -> Inventory:
         disk_free_bytes=free,
         gpus=tuple(card.gpu for card in look.cards),
         engines=engine_builds(settings),
+        runtimes=runtimes_here(settings),
         labels=settings.host_labels,
         vram_reserved_bytes=settings.host_reserved_vram_bytes,
         notes=look.notes,
@@ -63,7 +65,17 @@ def engine_builds(settings: Settings) -> tuple[EngineBuild, ...]:
             builds.append(_own_llama_server(settings.llama_server))
         else:
             builds.append(EngineBuild(engine=adapter.name, version=adapter.default_version))
-    return tuple(builds)
+    return (*builds, *_images(settings))
+
+
+def _images(settings: Settings) -> tuple[EngineBuild, ...]:
+    """What this host has been told to run engines from in containers."""
+    found = []
+    for key, image in settings.host_engine_images.items():
+        engine, _, kind = key.partition("/")
+        kinds = (AcceleratorKind(kind),) if kind else (AcceleratorKind.CPU,)
+        found.append(EngineBuild(engine=engine, version="", accelerators=kinds, origin="image", image=image))
+    return tuple(found)
 
 
 def _own_llama_server(binary: Path) -> EngineBuild:

@@ -28,7 +28,7 @@ def test_sample_is_understood(line: str, expected: str) -> None:
     assert (found.remedy, found.at_most, found.gpu_fault) == (known.remedy, known.at_most, known.gpu_fault)
 
 
-NAMED_BY_HOSTS = {"hung"}
+NAMED_BY_HOSTS = {"hung", "container_oom"}
 
 
 def test_every_class_has_a_sample_and_says_what_to_do() -> None:
@@ -51,6 +51,13 @@ HELP = {
     "gpu_fault": Remedy.ELSEWHERE,
     "gpu_error": Remedy.ELSEWHERE,
     "not_installed": Remedy.ELSEWHERE,
+    "no_docker": Remedy.ELSEWHERE,
+    "no_gpu_runtime": Remedy.ELSEWHERE,
+    "no_device": Remedy.ELSEWHERE,
+    "image_auth": Remedy.ELSEWHERE,
+    "image_arch": Remedy.ELSEWHERE,
+    "image": Remedy.NEVER,
+    "registry": Remedy.HERE,
     "oom_kv": Remedy.CHANGED,
     "ctx_too_long": Remedy.CHANGED,
     "bad_flag": Remedy.NEVER,
@@ -73,7 +80,12 @@ def test_only_gpus_that_leave_no_other_explanation_are_certainly_at_fault() -> N
 
 
 def test_causes_that_may_pass_once_are_tried_once_more() -> None:
-    assert {c.name for c in known_classes().values() if c.at_most == 1} == {"oom_runtime", "corrupt_file", "nccl"}
+    assert {c.name for c in known_classes().values() if c.at_most == 1} == {
+        "oom_runtime",
+        "corrupt_file",
+        "nccl",
+        "container_oom",
+    }
 
 
 @pytest.mark.parametrize(

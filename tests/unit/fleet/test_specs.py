@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fleet.specs import MAX_REPLICAS, DeploymentCreate
+from fleet.specs import MAX_REPLICAS, DeploymentCreate, DeploymentSpec
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -127,3 +127,30 @@ def test_errors_say_what_would_be_right() -> None:
 def test_spec_survives_being_written_and_read_again() -> None:
     made = create(replicas=3, env={"A": "b"}, engine_args=["-v"], placement={"host_selector": {"a": "b"}})
     assert DeploymentCreate.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "engine",
+        "team/engine:1.2",
+        "registry.example:5000/team/engine:server-cuda",
+        "127.0.0.1:5005/engine@sha256:" + "a" * 64,
+        "registry.example/a/b/c_d:x@sha256:" + "0" * 64,
+    ],
+)
+def test_image_may_be_any_that_docker_knows(image: str) -> None:
+    spec = DeploymentSpec.model_validate({"model": {"path": "m"}, "runtime": "docker", "container": {"image": image}})
+    assert spec.container.image == image
+
+
+@pytest.mark.parametrize("image", ["", "a b", "-x", "x:", "x@sha256:1", "--privileged", "a/../b", "a\nb", "x" * 600])
+def test_image_that_is_none_is_refused(image: str) -> None:
+    with pytest.raises(ValidationError, match="image"):
+        DeploymentSpec.model_validate({"model": {"path": "m"}, "container": {"image": image}})
+
+
+def test_process_has_no_container() -> None:
+    wanted = {"model": {"path": "m"}, "runtime": "process", "container": {"image": "engine:1"}}
+    with pytest.raises(ValidationError, match="runtime to 'docker' or 'auto'"):
+        DeploymentSpec.model_validate(wanted)

@@ -57,7 +57,7 @@ async def runtime(host_id: str) -> AsyncIterator[ProcessRuntime]:
     yield made
     while left := made.all():
         for _, process in left:
-            made.kill(process)
+            await made.kill(process)
             await made.wait(process)
 
 

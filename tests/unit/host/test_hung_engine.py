@@ -11,7 +11,7 @@ from fleet.instances import EngineExit, EnginePhase, Remedy
 from tests.unit.host.fake_temporal import WANTED
 from tests.unit.host.waiting import beats_pass, eventually
 from tests.unit.host.world import TOKEN, World
-from worker_host.runtime.process import ProcessRef
+from worker_host.runtime.protocol import ProcessRef
 
 
 def stop(process: ProcessRef) -> None:

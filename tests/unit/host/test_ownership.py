@@ -14,8 +14,15 @@ from tests.unit.host.fake_temporal import DOWN, GONE, NOT_OURS, WANTED, not_want
 from tests.unit.host.waiting import beats_pass, eventually
 from tests.unit.host.world import INSTANCE, TOKEN, World
 from worker_host.runtime.process import ProcessRuntime
+from worker_host.runtime.protocol import Job
 
 SECOND = b"second token"
+
+
+def sleeper(engine: EngineRef, world: World) -> Job:
+    """A process that pretends to be ``engine`` and does not say where it listens."""
+    log = world.folder / "stray.log"
+    return Job(engine=engine, attempt=1, argv=("/bin/sleep", "60"), env={}, port=0, log=log)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +189,7 @@ async def test_crash_before_the_process_was_started_starts_it(world: World) -> N
     assert record is not None
     for _, process in world.running():
         runtime = ProcessRuntime(world.host_id)
-        runtime.kill(process)
+        await runtime.kill(process)
         await runtime.wait(process)
     world.records.save(record.with_(process=None, attempt=1))
     await world.restart()
@@ -317,20 +324,20 @@ async def test_janitor_does_not_wait_for_requests_even_while_the_engine_drains(w
 
 async def test_strays_that_no_record_speaks_of_are_seen_and_stopped(world: World, runtime: ProcessRuntime) -> None:
     stray = EngineRef(instance_id="other/1-b", fence=7)
-    process = runtime.start(stray, ("/bin/sleep", "60"), {}, world.folder / "stray.log")
+    process = await runtime.start(sleeper(stray, world))
     await eventually(lambda: world.supervisor.running() == [stray])
     await world.supervisor.keep_only({stray}, at_once=True)
-    assert runtime.alive(process)
+    assert await runtime.alive(process)
     await world.supervisor.keep_only(set(), at_once=True)
-    assert not runtime.alive(process)
+    assert not await runtime.alive(process)
 
 
 async def test_stray_whose_port_nobody_knows_is_replaced(world: World, runtime: ProcessRuntime) -> None:
     same = EngineRef(instance_id=INSTANCE, fence=1)
-    stray = runtime.start(same, ("/bin/sleep", "60"), {}, world.folder / "stray.log")
+    stray = await runtime.start(sleeper(same, world))
     await eventually(lambda: runtime.find(same))
     new = await world.serving()
-    assert not runtime.alive(stray)
+    assert not await runtime.alive(stray)
     assert [process for _, process in world.running()] == [new]
 
 
@@ -338,10 +345,10 @@ async def test_stray_under_an_older_fence_is_stopped_before_the_new_engine_start
     world: World, runtime: ProcessRuntime
 ) -> None:
     old = EngineRef(instance_id=INSTANCE, fence=1)
-    process = runtime.start(old, ("/bin/sleep", "60"), {}, world.folder / "stray.log")
+    process = await runtime.start(sleeper(old, world))
     await eventually(lambda: runtime.find(old))
     await world.take(fence=2)
-    assert not runtime.alive(process)
+    assert not await runtime.alive(process)
     await world.ready(fence=2)
 
 

@@ -12,7 +12,7 @@ from fleet.instances import EngineExit, EngineLaunch
 from fleet.placement.request import Placement
 from worker_host.files import write_atomically
 from worker_host.records import EngineRecord, LeaseRecord, Records, pack, unpack
-from worker_host.runtime.process import ProcessRef
+from worker_host.runtime.protocol import ProcessRef
 
 LEASE = LeaseRecord(lease=HostLease(host_id="h", registration=2), token=pack(b"\x00\xfftoken"))
 

@@ -13,8 +13,9 @@ from fleet.access.sealing import host_sealer
 from fleet.engines.adapter import EngineAdapter
 from fleet.engines.spec import EngineSpec
 from fleet.instances import EngineLaunch, EnginePhase, EngineReport
-from fleet.inventory import EngineRef
+from fleet.inventory import EngineRef, Gpu
 from fleet.placement.request import Placement
+from fleet.settings import Settings
 from tests.unit.host import fake_llama_server
 from tests.unit.host.fake_temporal import FakeTemporal
 from tests.unit.host.waiting import eventually
@@ -22,7 +23,10 @@ from worker_host.control_plane import ControlPlane, Gone
 from worker_host.engine_log import EngineLogs
 from worker_host.install import Engines, InstallFailed
 from worker_host.records import EngineRecord, Records
-from worker_host.runtime.process import ProcessRef, ProcessRuntime
+from worker_host.runtime.choice import runtimes_of
+from worker_host.runtime.process import ProcessRuntime, lives
+from worker_host.runtime.protocol import ProcessRef
+from worker_host.starting import Starter
 from worker_host.supervised import HostParts
 from worker_host.supervisor import Supervisor
 
@@ -68,13 +72,17 @@ class FakeEngines:
 class World:
     """``restart`` is what a crash and a new process do: the engines and the disk stay, everything else is new."""
 
-    def __init__(self, folder: Path, http: httpx.AsyncClient, host_id: str) -> None:
+    def __init__(
+        self, folder: Path, http: httpx.AsyncClient, host_id: str, *, docker: str = "unix:///no/docker/here"
+    ) -> None:
         self.folder = folder
         self.host_id = host_id
         self.temporal = FakeTemporal()
         self.control_plane = FakeControlPlane()
         self.engines = FakeEngines(_executable(folder / "llama-server"))
         self.logs = EngineLogs(folder / "logs")
+        self.settings = Settings(home=folder, host_docker=docker)
+        self.gpus: tuple[Gpu, ...] = ()
         self.models = folder / "models"
         self.models.mkdir()
         self._http = http
@@ -118,7 +126,7 @@ class World:
         def process() -> ProcessRef | None:
             record = self.record()
             known = record is not None and record.launch.fence == fence and record.ready_since is not None
-            return record.process if record is not None and known else None
+            return cast(ProcessRef, record.process) if record is not None and known else None
 
         return await eventually(process, what="the engine is ready")
 
@@ -127,7 +135,7 @@ class World:
         await eventually(lambda: self.record() is None and not self.supervisor.running(), what="nothing is left")
 
     def alive(self, process: ProcessRef) -> bool:
-        return ProcessRuntime(self.host_id).alive(process)
+        return lives(process)
 
     def running(self) -> list[tuple[EngineRef, ProcessRef]]:
         return ProcessRuntime(self.host_id).all()
@@ -154,17 +162,24 @@ class World:
         return self.logs.path(INSTANCE, attempt).read_text()
 
     def _new_supervisor(self) -> Supervisor:
+        runtimes = runtimes_of(self.settings, self.host_id, self.folder / "host")
+        starter = Starter(
+            runtimes=runtimes,
+            engines=cast(Engines, self.engines),
+            logs=self.logs,
+            sealer=SEALER,
+            gpus=lambda: self.gpus,
+            cpu_count=2,
+        )
         parts = HostParts(
             client=self.temporal.client,
             control_plane=cast(ControlPlane, self.control_plane),
             records=Records(self.folder / "host"),
-            runtime=ProcessRuntime(self.host_id),
-            engines=cast(Engines, self.engines),
+            runtimes=runtimes,
+            starter=starter,
             logs=self.logs,
             sealer=SEALER,
             http=self._http,
-            address="127.0.0.1",
-            cpu_count=2,
             door=lambda: "https://127.0.0.1:7",
         )
         return Supervisor(parts)

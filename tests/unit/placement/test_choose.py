@@ -316,3 +316,45 @@ def test_parts_of_a_card_are_given_one_by_one_and_not_together() -> None:
     here = replace(host(gpus=(1,)), gpus=parts)
     assert chosen(request(gpus_per_replica=1), here).placement.gpu_uuids == ("gpu-0",)
     assert len(refused(request(gpus_per_replica=2), here)) == 1
+
+
+# -- containers ----------------------------------------------------------------------------------------------------
+
+BOTH_RUNTIMES = ("process", "docker")
+IMAGE = EngineBuild(engine="llama_cpp", version="", origin="image", image="engine:1")
+NVIDIA_IMAGE = EngineBuild(
+    engine="llama_cpp", version="", origin="image", image="engine:cuda", accelerators=(AcceleratorKind.NVIDIA,)
+)
+
+
+def test_deployment_that_wants_docker_goes_where_docker_is() -> None:
+    without, with_docker = host("a"), host("b", runtimes=BOTH_RUNTIMES, engines=(IMAGE,))
+    assert chosen(request(runtime="docker"), without, with_docker).placement.host_id == "b"
+    assert "has no Docker engine" in refused(request(runtime="docker"), without)[0]
+
+
+def test_docker_without_an_image_is_of_no_use() -> None:
+    docker = host(runtimes=BOTH_RUNTIMES)
+    assert "spec.container.image" in refused(request(runtime="docker"), docker)[0]
+    assert chosen(request(runtime="docker", image="own:1"), docker)
+    assert chosen(request(), docker), "as a process"
+
+
+def test_image_that_only_docker_could_run_is_none_without_docker() -> None:
+    assert "cannot run" in refused(request(), host(engines=(IMAGE,)))[0]
+    assert "cannot run" in refused(request(runtime="process"), host(engines=(IMAGE,), runtimes=BOTH_RUNTIMES))[0]
+    assert chosen(request(), host(engines=(IMAGE,), runtimes=BOTH_RUNTIMES))
+
+
+def test_version_is_not_asked_of_an_image() -> None:
+    docker = host(engines=(IMAGE,), runtimes=BOTH_RUNTIMES)
+    assert chosen(request(engine_version="another"), docker)
+    assert "cannot run" in refused(request(engine_version="another"), host())[0]
+
+
+def test_image_for_gpus_gets_gpus_and_a_deployments_own_only_when_it_asks() -> None:
+    docker = host(gpus=(8 * GIB,), engines=(CPU_ONLY, NVIDIA_IMAGE), runtimes=BOTH_RUNTIMES)
+    assert chosen(request(), docker).placement.gpu_uuids
+    assert not chosen(request(runtime="process"), docker).placement.gpu_uuids
+    assert not chosen(request(image="own:1"), docker).placement.gpu_uuids
+    assert chosen(request(image="own:1", gpus_per_replica=1), docker).placement.gpu_uuids
