@@ -6,7 +6,6 @@ that does nothing say how much of it is gRPC's own.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import random
@@ -41,7 +40,7 @@ from fleet.join import AUTHORIZATION, STATUS
 from fleet.settings import Settings
 from fleet.states import HostState
 from fleet.telemetry import STATUS_EVERY_S, EngineStatus, ForeignProcess, GpuStatus, HostStatus
-from tests.unit.gateway.process import free_port, stop_when_input_ends
+from tests.unit.gateway.process import free_port
 
 HOSTS = 500
 GPUS = 8
@@ -304,8 +303,8 @@ async def _answer_at_once(home: Path, port: int) -> None:
     server.add_secure_port(f"127.0.0.1:{port}", RelayCertificate(keys.ca).credentials())
     await server.start()
     print(port, flush=True)
-    stop_when_input_ends()
-    await server.wait_for_termination()
+    await asyncio.to_thread(sys.stdin.read)
+    os._exit(0)  # the server would wait for its clients
 
 
 def _until_it_answers(url: str, process: "subprocess.Popen[bytes]") -> None:
@@ -328,7 +327,7 @@ def _print(metric: str, value: float, unit: str, **vs: float) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["idle"]:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as idle, contextlib.suppress(KeyboardInterrupt):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as idle:
             idle.run(_answer_at_once(Path(sys.argv[2]), int(sys.argv[3])))
     else:
         main()

@@ -105,7 +105,9 @@ def test_a_poll_says_nothing_of_versions_deployments_and_command_queues() -> Non
 
 @pytest.mark.parametrize("method", [m for m in ALLOWED if m.startswith(("Respond", "RecordActivity"))])
 @pytest.mark.parametrize(
-    "token", [b"", b"token", TOKENS.seal(b"token", "box-2"), TaskTokens("other").seal(b"token", "box-1")]
+    "token",
+    [b"", b"token", TOKENS.seal(b"token", "box-2"), TaskTokens("other").seal(b"token", "box-1")],
+    ids=["empty", "raw", "other_host", "other_key"],
 )
 def test_only_own_tasks_are_answered(method: str, token: bytes) -> None:
     request = valid(method)
