@@ -15,7 +15,6 @@ from fleet.join import (
     REGISTER,
     RENEW,
     REPORT,
-    STATUS,
     Certificate,
     CertificateRequest,
     EngineList,
@@ -30,6 +29,7 @@ from fleet.relay_address import NotTls, RelayAddress, WrongClock, check_certific
 from fleet.telemetry import HostStatus
 from worker_host.link import CALL_S, Link, open_channel, trailers
 from worker_host.pauses import Pauses, jittered
+from worker_host.status_line import StatusLine
 
 log = logging.getLogger("holdfast.host")
 
@@ -98,6 +98,7 @@ class ControlPlane:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._statuses = StatusLine(link)
 
     async def register(self, registration: Registration) -> Registered:
         """Say who we are and what runs here. Raises Gone, VersionRefused.
@@ -129,7 +130,7 @@ class ControlPlane:
     async def status(self, status: HostStatus) -> StatusAnswer:
         """One attempt: the next status says it all again. Raises AioRpcError."""
         asked = self._link.clock.now()
-        answer = StatusAnswer.model_validate_json(await self._link.ask(STATUS, status.model_dump_json()))
+        answer = StatusAnswer.model_validate_json(await self._statuses.say(status.model_dump_json().encode()))
         self._link.heard(answer.now, asked)
         return answer
 

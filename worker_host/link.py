@@ -12,7 +12,7 @@ from temporalio.runtime import Runtime
 
 from fleet.access.authority import RELAY_NAME, NotOurs, pin_of
 from fleet.access.tickets import PASS_S, sign_pass
-from fleet.join import AUTHORIZATION, CARRY, DIAL_HEADER, TIME_HEADER, TUNNEL, Identity
+from fleet.join import AUTHORIZATION, CARRY, DIAL_HEADER, STATUS, TIME_HEADER, TUNNEL, Identity
 from fleet.relay_address import NotTls, RelayAddress, WrongClock, check_certificate
 from fleet.temporal import connect_to_relay
 
@@ -37,6 +37,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 Carry = grpc.aio.StreamStreamCall[bytes, bytes]
+Line = grpc.aio.StreamStreamCall[bytes, bytes]
 Dials = grpc.aio.UnaryStreamCall[bytes, bytes]
 
 
@@ -84,24 +85,29 @@ class Link:
 
     async def ask(self, method: str, body: str, timeout_s: float = CALL_S) -> bytes:
         """Raises AioRpcError. A pass refused for the time on it is made anew, by the relay's clock, and tried again."""
+        asked = self.clock.now()
         try:
             return await self._once(method, body, timeout_s)
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAUTHENTICATED or TIME_HEADER not in trailers(error):
+            if not self.corrects_clock(error, asked):
                 raise
         return await self._once(method, body, timeout_s)
 
     async def _once(self, method: str, body: str, timeout_s: float) -> bytes:
-        asked = self.clock.now()
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method)
-        try:
-            return bytes(await call(body.encode(), metadata=self._metadata(), timeout=timeout_s))
-        except grpc.aio.AioRpcError as error:
-            theirs = trailers(error).get(TIME_HEADER, "")
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED and _is_number(theirs):
-                self.heard(float(theirs), asked)
-                self._pass_until = 0.0
-            raise
+        return bytes(await call(body.encode(), metadata=self._metadata(), timeout=timeout_s))
+
+    def corrects_clock(self, error: grpc.aio.AioRpcError, asked: float) -> bool:
+        """Whether our pass was refused for the time on it: the next one will be made by the relay's clock.
+
+        ``asked``: our clock when we asked.
+        """
+        theirs = trailers(error).get(TIME_HEADER, "")
+        if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not _is_number(theirs):
+            return False
+        self.heard(float(theirs), asked)
+        self._pass_until = 0.0
+        return True
 
     def heard(self, theirs: float, asked: float) -> None:
         """The control plane's time came with an answer; ``asked``: our clock when we asked."""
@@ -115,6 +121,10 @@ class Link:
         """The open line on which the relay asks for carries; waits until there is a connection."""
         call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(TUNNEL)
         return call(b"", metadata=self._metadata(), wait_for_ready=True)
+
+    def statuses(self) -> Line:
+        """An open line: each message that is written is answered with one."""
+        return self._channel.stream_stream(STATUS)(metadata=self._metadata())
 
     def carry(self, dial_id: str) -> Carry:
         return self._channel.stream_stream(CARRY)(metadata=(*self._metadata(), (DIAL_HEADER, dial_id)))

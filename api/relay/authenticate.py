@@ -47,14 +47,20 @@ class Authenticator:
             host = fresh  # it may have registered through another relay a moment ago
         return Caller(host, found.boot_id)
 
+    def still(self, caller: Caller) -> Caller:
+        """Who makes a call that goes on, as the host is known by now. Raises Refused when it is none any more."""
+        host = self._directory.known(caller.host.id)
+        if host is None or host.public_key != caller.host.public_key:
+            raise _unknown_host(caller.host.id)
+        return Caller(host, caller.boot_id)
+
     async def _host_of(self, host_id: str) -> KnownHost:
         try:
             host = await self._directory.find(host_id)
         except SQLAlchemyError as error:
             raise _database_away() from error
         if host is None or not host.public_key:
-            text = f"there is no host {host_id[:80]!r} (any more): it may have been forgotten; join with a new token"
-            raise Refused(grpc.StatusCode.UNAUTHENTICATED, "unknown_host", text)
+            raise _unknown_host(host_id)
         return host
 
     async def _again(self, host: KnownHost) -> KnownHost | None:
@@ -98,6 +104,11 @@ def _said_by(token: str) -> str:
 def _not_valid(reason: str, text: str, now: float) -> Refused:
     status = grpc.StatusCode.UNAUTHENTICATED
     return Refused(status, reason, f"the pass is not valid: {text}", trailing=((TIME_HEADER, f"{now:.3f}"),))
+
+
+def _unknown_host(host_id: str) -> Refused:
+    text = f"there is no host {host_id[:80]!r} (any more): it may have been forgotten; join with a new token"
+    return Refused(grpc.StatusCode.UNAUTHENTICATED, "unknown_host", text)
 
 
 def _database_away() -> Refused:

@@ -180,7 +180,7 @@ METHODS: Mapping[str, tuple[type[BaseModel], Method]] = {
     join.STATUS: (HostStatus, Hosts.status),
     join.RENEW: (CertificateRequest, Hosts.renew),
 }
-"""Unary ones that take a pass."""
+"""Those that take a pass: one answer for each message."""
 
 
 def parse(model: type[BaseModel], request: bytes) -> BaseModel:

@@ -89,7 +89,12 @@ class Door(grpc.GenericRpcHandler):
         async def carry(_: AsyncIterator[bytes], context: Context) -> None:
             await self._carry(metadata, context)
 
+        async def statuses(_: AsyncIterator[bytes], context: Context) -> None:
+            await self._statuses(metadata, context)
+
         # gRPC looks at what kind of function it is given.
+        if path == join.STATUS:
+            return grpc.stream_stream_rpc_method_handler(statuses)
         if path == join.TUNNEL:
             return grpc.unary_stream_rpc_method_handler(tunnel)
         if path == join.CARRY:
@@ -125,6 +130,18 @@ class Door(grpc.GenericRpcHandler):
         model, method = METHODS[path]
         result = await method(self._hosts, Call(caller, guest.peer), parse(model, request))
         return b"" if result is None else result.model_dump_json().encode()
+
+    async def _statuses(self, metadata: Metadata, context: Context) -> None:
+        """On one open line, because a call for each would cost twice as much."""
+
+        async def listen(guest: "_Guest") -> None:
+            caller = guest.caller = await self._authenticator.identify(metadata)
+            with self._counted(caller):
+                while isinstance(request := await context.read(), bytes):
+                    caller = guest.caller = self._authenticator.still(caller)
+                    await context.write(await self._of_ours(join.STATUS, request, guest, caller))
+
+        await self._guarded(_action(join.STATUS), join.STATUS, context, listen)
 
     async def _tunnel(self, metadata: Metadata, context: Context) -> None:
         async def enter(guest: "_Guest") -> str:

@@ -47,6 +47,8 @@ class FakeRelay:
         """By how much the relay's clock is ahead of ours."""
         self.tunnels: list[asyncio.Queue[Dial | None]] = []
         self.carries: dict[str, asyncio.Future[Carry]] = defaultdict(asyncio.Future)
+        self.lines = 0
+        """For statuses: so many were opened."""
         self.port = 0
         self._server: grpc.aio.Server | None = None
 
@@ -135,6 +137,11 @@ class FakeRelay:
         while (dial := await dials.get()) is not None:
             yield dial.model_dump_json().encode()
 
+    async def statuses(self, _requests: AsyncIterator[bytes], context: Context) -> None:
+        self.lines += 1
+        while isinstance(body := await context.read(), bytes):
+            await context.write(await self.unary(join.STATUS, body, context))
+
     async def carry(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         await self._check_pass(context)
         dial_id = str(dict(context.invocation_metadata() or ())[join.DIAL_HEADER])
@@ -175,6 +182,8 @@ class _Handlers(grpc.GenericRpcHandler):
             return grpc.unary_stream_rpc_method_handler(self._relay.hold)
         if method == join.CARRY:
             return grpc.stream_stream_rpc_method_handler(self._relay.carry)
+        if method == join.STATUS:
+            return grpc.stream_stream_rpc_method_handler(self._relay.statuses)
         return grpc.unary_unary_rpc_method_handler(self._unary(method))
 
     def _unary(self, method: str) -> Callable[[bytes, Context], Awaitable[bytes]]:

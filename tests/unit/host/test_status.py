@@ -90,6 +90,41 @@ async def test_only_the_newest_status_is_sent_when_the_relay_is_back(world: Worl
     assert len(world.heard) == 1
 
 
+async def test_all_is_said_on_one_line_until_it_breaks(world: World) -> None:
+    for _ in range(3):
+        await world.loop.once()
+    assert world.relay.lines == 1
+    port = world.relay.port
+    await world.relay.stop()
+    await world.loop.once()
+    assert len(world.telemetry.lost) == 1
+    await world.relay.start(port)
+
+    async def heard_again() -> bool:
+        await world.loop.once()
+        return len(world.heard) == 4
+
+    await soon(heard_again, within=10)
+    assert world.relay.lines == 2
+
+
+async def test_a_refusal_is_told_with_its_reason_and_the_next_status_gets_a_new_line(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = world.relay.script[join.STATUS]
+    world.relay.script[join.STATUS] = [Say(grpc.StatusCode.INVALID_ARGUMENT, "boot_id: no such"), *good]
+    await world.loop.once()
+    assert "boot_id: no such" in caplog.text
+    await world.loop.once()
+    assert (len(world.heard), world.relay.lines) == (1, 2)
+
+
+async def test_a_pass_refused_for_its_time_is_made_anew_by_the_relays_clock(world: World) -> None:
+    world.relay.ahead_s = 7200
+    await world.loop.once()
+    assert len(world.heard) == 1
+
+
 async def test_nothing_is_said_before_the_host_has_registered(world: World) -> None:
     world.loop.registered = None
     await world.loop.once()
