@@ -145,7 +145,7 @@ async def test_values_of_the_deployment_are_never_shown_even_after_it_is_gone(
     write(logs, 1, "", secrets)
     path = logs.path(INSTANCE, 1)
     path.write_text(
-        'got a-very-secret-value\nline-of-the-key\n'
+        "got a-very-secret-value\nline-of-the-key\n"
         '{"v": "with \\"quotes\\" & more"}\n?v=with%20%22quotes%22%20%26%20more\n'
     )
     assert await whole(reader) == 'got ********\n********\n{"v": "********"}\n?v=********\n'
