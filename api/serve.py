@@ -24,6 +24,7 @@ from fleet.db.authority import Authority, ensure
 from fleet.db.migrate import upgrade
 from fleet.db.session import Database
 from fleet.host_client import HostClient
+from fleet.http.server import BoundedHttp
 from fleet.logs import configure_logging
 from fleet.model_files import ModelFiles
 from fleet.serving import CannotListen, listen, run_until_told, serving
@@ -84,7 +85,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     auditing = asyncio.create_task(services.audit.run())
     try:
         front = FrontDoor(gateway, BodyLimit(app, MANAGEMENT_BODY_LIMIT))
-        async with serving(front, listening, lifespan="off", loop="uvloop", http="httptools"):
+        async with serving(front, listening, lifespan="off", loop="uvloop", http=BoundedHttp):
             log.info("API on http://%s:%d", settings.bind, settings.port)
             await stop.wait()
     finally:
@@ -101,7 +102,7 @@ async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
     database = Database(settings.effective_database_url)
     gateway = Gateway(database, keys=_keys(settings, database))
     try:
-        async with serving(standalone(gateway), listening, lifespan="on", loop="uvloop", http="httptools"):
+        async with serving(standalone(gateway), listening, lifespan="on", loop="uvloop", http=BoundedHttp):
             log.info("gateway on http://%s:%d", settings.bind, settings.port)
             await stop.wait()
     finally:

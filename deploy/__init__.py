@@ -1,1 +1,1 @@
-"""How Holdfast is installed. Today: from a checkout, by the Makefile."""
+"""How Holdfast is installed: from a checkout, by the Makefile; a host also as a service (join tokens come with it)."""

@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     relay_internal_bind: str = "127.0.0.1"
     """Address on which gateways reach the relay, to get through its tunnels. No host needs to reach it."""
     relay_internal_port: int = Field(default=8482, ge=1, le=65535)
+    """Port for the same. HTTP: ``CONNECT``, ``/metrics``, ``/healthz``."""
     relay_internal_url: str = ""
     """How gateways reach this relay; empty: ``http://<relay_internal_bind>:<relay_internal_port>``."""
 

@@ -9,7 +9,8 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.service import KeepAliveConfig, RPCError, TLSConfig
+from temporalio.runtime import Runtime
+from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, TLSConfig
 
 from fleet.access.authority import RELAY_NAME
 from fleet.join import AUTHORIZATION
@@ -56,7 +57,9 @@ async def connect_patiently(settings: Settings) -> Client:
             pause = min(pause * 2, 5.0)
 
 
-async def connect_to_relay(target: str, namespace: str, ca: str, authorization: str, *, lazy: bool = False) -> Client:
+async def connect_to_relay(
+    target: str, namespace: str, ca: str, authorization: str, *, lazy: bool = False, runtime: Runtime | None = None
+) -> Client:
     """For a host: Temporal, as far as the relay at ``target`` (``host:port``) lets it through.
 
     ``authorization`` must be renewed while the client lives: ``client.rpc_metadata``. Raises RuntimeError, RPCError.
@@ -66,10 +69,12 @@ async def connect_to_relay(target: str, namespace: str, ca: str, authorization: 
         namespace=namespace,
         data_converter=pydantic_data_converter,
         tls=TLSConfig(server_root_ca_cert=ca.encode(), domain=RELAY_NAME),
-        # A link that is cut without a word must be noticed before the lease is lost.
+        # A link that is cut without a word must be noticed, and used again when it is whole, before the lease is lost.
         keep_alive_config=KeepAliveConfig(interval_millis=3000, timeout_millis=3000),
+        retry_config=RetryConfig(max_interval_millis=500, max_elapsed_time_millis=4000),
         rpc_metadata={AUTHORIZATION: authorization},
         lazy=lazy,
+        runtime=runtime,
     )
 
 

@@ -57,9 +57,10 @@ class LeaseKeeper:
                     break
                 case Beat.VOID:
                     break
-                case Beat.ALIVE | Beat.UNREACHABLE:
-                    pass  # whether we are lost is for the other side to decide
-            await asyncio.sleep(BEAT_S)
+                case Beat.ALIVE:
+                    await asyncio.sleep(BEAT_S)
+                case Beat.UNREACHABLE:  # whether we are lost is for the other side to decide
+                    await asyncio.sleep(BEAT_S / 4)
         log.warning("the lease is over")
         await asyncio.to_thread(self._records.save_lease, None)
         self.missing.set()

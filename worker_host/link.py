@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from temporalio.client import Client
+from temporalio.runtime import Runtime
 
 from fleet.access.authority import RELAY_NAME, NotOurs, pin_of
 from fleet.access.tickets import PASS_S, sign_pass
@@ -118,13 +119,18 @@ class Link:
     def carry(self, dial_id: str) -> Carry:
         return self._channel.stream_stream(CARRY)(metadata=(*self._metadata(), (DIAL_HEADER, dial_id)))
 
-    async def temporal(self, *, lazy: bool = False) -> Client:
+    async def temporal(self, *, lazy: bool = False, runtime: Runtime | None = None) -> Client:
         """A client whose calls go through the relay, with a valid pass until ``forget`` or ``aclose``.
 
         ``lazy``: it connects when first used. Raises RuntimeError, RPCError.
         """
         client = await connect_to_relay(
-            self.address.target, self._identity.namespace, self._identity.ca, self.authorization(), lazy=lazy
+            self.address.target,
+            self._identity.namespace,
+            self._identity.ca,
+            self.authorization(),
+            lazy=lazy,
+            runtime=runtime,
         )
         self._clients.append(client)
         return client

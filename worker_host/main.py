@@ -165,10 +165,9 @@ class HostProcess:
     async def _stay_registered(self) -> None:
         """Whenever the lease is missing: say that we are here, until somebody gives us one."""
         while True:
+            await asyncio.sleep(_REGISTER_AGAIN_S)  # one is on its way to whoever has just registered
             await self._lease.missing.wait()
-            await asyncio.sleep(_REGISTER_AGAIN_S)
-            if self._lease.missing.is_set():
-                await self._register()
+            await self._register()
 
     async def _clean(self) -> None:
         while True:

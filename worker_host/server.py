@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from fleet.access.tickets import Scope, TicketReader
 from fleet.host_client import FileFacts
+from fleet.http.server import BoundedHttp
 from fleet.inventory import EngineRef
 from fleet.serving import serving
 from fleet.telemetry import Refusal
@@ -148,7 +149,7 @@ async def open_door(app: App, listening: socket.socket, tls: ssl.SSLContext, *, 
         tls=tls,
         grace_s=grace_s,
         lifespan="off",
-        http="httptools",
+        http=BoundedHttp,
         ws="none",
         proxy_headers=False,
         server_header=False,

@@ -64,9 +64,9 @@ class Supervisor:
         return await known.metrics() if known is not None else None
 
     def where(self, instance_id: str) -> Running | None:
-        """Where the engine of an instance listens; None when none runs here."""
+        """Where the engine of an instance listens; None unless it has been ready: one that loads would say no."""
         known = self._engines.get(instance_id)
-        if known is None or known.record.port is None or known.record.ended is not None:
+        if known is None or known.record.port is None or known.record.ready_since is None or known.record.ended:
             return None
         return Running(known.record.launch.fence, known.record.port)
 

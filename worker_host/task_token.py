@@ -7,7 +7,9 @@ from temporalio.client import AsyncActivityCancelledError, Client
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-log = logging.getLogger("holdfast.host")
+from worker_host.complaints import Complaints
+
+_complaints = Complaints(logging.getLogger("holdfast.host"), logging.WARNING)
 
 
 class Beat(StrEnum):
@@ -57,7 +59,7 @@ def _beat_of(error: RPCError | RuntimeError) -> Beat:
     # Invalid is what a token of another Temporal is.
     if _status(error) in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
         return Beat.VOID
-    log.warning("Temporal does not take our word: %s", error)
+    _complaints.say(f"Temporal does not take our word: {error}")
     return Beat.UNREACHABLE
 
 

@@ -23,6 +23,8 @@ from worker_host.gpu_owners import OwnEngine, Owners, Use
 
 LOOK_S = 1.5
 """A status waits no longer for the cards."""
+_REGISTER_LOOK_S = 5.0
+"""Engines may be waiting for this process to go on. Until a slow driver has answered, cards are as they were before."""
 _FIRST_LOOK_S = 60.0
 _MOST = 1000
 """Refusals and foreign processes in one status."""
@@ -67,9 +69,10 @@ class Telemetry:
         psutil.cpu_percent()  # its first answer is always 0
 
     def inventory(self) -> Inventory:
-        """What this host is and has now. Waits for slow drivers: registering without a card would free its claims."""
+        """What this host is and has now. A host that knows no cards yet waits for slow drivers."""
         with self._lock:
-            return inventory_of(self._settings, self._name, self._look(_FIRST_LOOK_S))
+            longest = _REGISTER_LOOK_S if self._cards.known() else _FIRST_LOOK_S
+            return inventory_of(self._settings, self._name, self._look(longest))
 
     def take(self) -> HostStatus:
         """How this host is now. What it refused is told once: give the status to ``unheard`` if nobody got it."""

@@ -12,6 +12,7 @@ import grpc
 from pydantic import ValidationError
 
 from fleet.join import Dial
+from worker_host.complaints import Complaints
 from worker_host.link import Carry, Link
 from worker_host.pauses import Pauses
 
@@ -31,6 +32,7 @@ class Tunnel:
         self._link = link
         self._door = door
         self._carries: set[asyncio.Task[None]] = set()
+        self._complaints = Complaints(log, logging.INFO)
 
     async def run(self) -> None:
         """Until cancelled, which ends what is being carried, too."""
@@ -41,7 +43,7 @@ class Tunnel:
                 reason = await self._hold()
                 if time.monotonic() - began > _SETTLED_S:
                     pauses.begin_anew()
-                log.info("the tunnel is cut: %s", reason)
+                self._complaints.say(f"the tunnel is cut: {reason}")
                 await pauses.wait()
         finally:
             for carry in self._carries:

@@ -77,7 +77,7 @@ class Gateway:
     async def start(self) -> None:
         """Load the table and keep it fresh. With the database down it goes on trying, and does not raise."""
         self._loop = asyncio.get_running_loop()
-        self._relay = Relay(self.metrics, self._refresher.catch_up)
+        self._relay = Relay(self.metrics, self._options, self._refresher.catch_up)
         await self._refresher.refresh()
         upkeep = (self._refresher.run(), self._sweep(), self._traffic.run())
         self._tasks = [asyncio.create_task(task) for task in upkeep]

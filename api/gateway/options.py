@@ -26,6 +26,13 @@ class Options:
     """The table is read again after this even if the counter did not move: phases do not move it."""
     traffic_interval: float = 2.0
     """Between two writes of what the engines have answered."""
+    return_patience: float = 8.0
+    """When no replica can be reached: how long hosts may take to come back. Their process may be being replaced, or
+    their tunnel dialled anew."""
+    return_interval: float = 0.2
+    """Between two attempts to reach them."""
+    waiting_at_most: int = 256
+    """Requests of one deployment that wait for that; further ones are refused at once."""
     avoid_after: int = 2
     """So many failed connects in a row, and an endpoint is avoided while others exist…"""
     avoid_for: float = 1.0

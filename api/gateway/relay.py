@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from api.gateway import refusals
 from api.gateway.events import EventStream, error_event
 from api.gateway.metrics import Metrics
+from api.gateway.options import Options
 from api.gateway.request import Send
 from api.gateway.route import Route
 from api.gateway.upstream import Upstream
-from api.gateway.way import HungUp, NotLetIn
+from api.gateway.way import HostEnds, HungUp, NotLetIn
 from fleet.http.connection import ConnectFailed, Connection, Died, TimedOut, UpstreamError, Withdrawn
 from fleet.policy.blame import clients_fault
 from fleet.policy.latency import bucket
@@ -47,6 +48,10 @@ class Call:
     """It was sent again because a connection ended without a word."""
     hung_up: "Upstream | None" = None
     """In ``tried`` only because an old connection to it ended: asked again when nobody else can be reached."""
+    away: list[Upstream] = field(default_factory=list)
+    """In ``tried`` only because their hosts could not be reached."""
+    patient_until: float | None = None
+    """By the loop's clock; None: it did not have to wait yet."""
     moved: int = 0
     gone: bool = False
     """The client left, or does not read."""
@@ -58,10 +63,11 @@ class Call:
 
 
 class Relay:
-    def __init__(self, metrics: Metrics, look_again: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, metrics: Metrics, options: Options, look_again: Callable[[], Awaitable[None]]) -> None:
         """``look_again`` takes over what has changed in the database since the last look."""
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
+        self._options = options
         self._look_again = look_again
 
     async def run(self, call: Call, send: Send) -> int:
@@ -88,32 +94,62 @@ class Relay:
 
     async def _prepare_retry(self, call: Call, exchange: "_Exchange", failure: UpstreamError) -> None:
         """Returns when the call may be tried again; raises the refusal when not."""
-        charged = True
-        refusal = refusals.engine_failed(call.model, str(failure))
-        if isinstance(failure, ConnectFailed):
-            call.tried.append(exchange.upstream)
-            if not isinstance(failure, NotLetIn):
-                refusal = refusals.unreachable(call.model)
-        elif isinstance(failure, TimedOut):
-            raise refusals.engine_too_slow(call.model) from failure
-        elif isinstance(failure, Withdrawn) and call.moved < _MOVES:
-            call.moved += 1
-            call.tried.append(exchange.upstream)
-            charged = False  # those who withdrew it have said that the engine is at fault, and not the load
-        elif isinstance(failure, Died) and not failure.heard and not call.resent:
-            # Sent once more and no further: it may be this request that kills engines.
-            call.resent = True
-            self._leave(call, exchange, tired=exchange.reused or isinstance(failure, HungUp))
-        else:
-            raise refusal from failure
+        refusal = self._refusal_after(call, exchange, failure)
         if not call.route.others(call.tried) and call.hung_up in call.tried:
             call.tried.remove(call.hung_up)
             call.hung_up = None
         if not call.route.others(call.tried):
             await self._look_again()  # an engine that took its place may be known to all but us
-        if not call.route.others(call.tried) or (charged and not self._may_retry(call.route)):
+        if call.route.others(call.tried):
+            # Those who withdrew an engine have said that it is at fault, and not the load.
+            allowed = isinstance(failure, Withdrawn) or self._may_retry(call.route)
+        else:
+            allowed = await self._returned(call)
+        if not allowed:
             raise refusal from failure
         self._metrics.retried(call.model)
+
+    def _refusal_after(self, call: Call, exchange: "_Exchange", failure: UpstreamError) -> refusals.Refusal:
+        """Note whom not to ask again; what the client is told if nobody else can be asked. Raises it if none may be."""
+        refusal = refusals.engine_failed(call.model, str(failure))
+        match failure:
+            case ConnectFailed():
+                call.tried.append(exchange.upstream)
+                if not isinstance(failure, NotLetIn):
+                    refusal = refusals.unreachable(call.model)
+                    if exchange.upstream.may_return:
+                        call.away.append(exchange.upstream)
+            case TimedOut():
+                raise refusals.engine_too_slow(call.model) from failure
+            case Withdrawn() if call.moved < _MOVES:
+                call.moved += 1
+                call.tried.append(exchange.upstream)
+                if isinstance(failure, HostEnds):
+                    call.away.append(exchange.upstream)
+            case Died(heard=False) if not call.resent:
+                # Sent once more and no further: it may be this request that kills engines.
+                call.resent = True
+                self._leave(call, exchange, tired=exchange.reused or isinstance(failure, HungUp))
+            case _:
+                raise refusal from failure
+        return refusal
+
+    async def _returned(self, call: Call) -> bool:
+        """Wait a moment for a host to come back; whether those that were away may be asked once more."""
+        now, options, route = self._loop.time(), self._options, call.route
+        if call.patient_until is None:
+            call.patient_until = now + options.return_patience
+        if not call.away or now >= call.patient_until or route.waiting >= options.waiting_at_most:
+            return False
+        route.waiting += 1
+        try:
+            await asyncio.sleep(options.return_interval)
+            await self._look_again()
+        finally:
+            route.waiting -= 1
+        call.tried = [upstream for upstream in call.tried if upstream not in call.away]
+        call.away.clear()
+        return route.others(call.tried)
 
     @staticmethod
     def _leave(call: Call, exchange: "_Exchange", *, tired: bool) -> None:
@@ -228,7 +264,12 @@ class _Exchange:
                 call.forwarded,
             )
             connection.begin(head, body, call.abandon)
-            await connection.head()
+            try:
+                await connection.head()
+            except Died as failure:
+                if upstream.may_return and not failure.heard:
+                    raise HungUp from failure  # the host did, and has said nothing about the engine
+                raise
             upstream.check(connection)
         except Withdrawn:
             raise

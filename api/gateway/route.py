@@ -14,7 +14,7 @@ class Route:
     A request keeps its route, so that a retry finds the engines that there are by then.
     """
 
-    __slots__ = ("_plain", "_split", "_traffic", "_turn", "_turns", "budget", "in_flight", "upstreams")
+    __slots__ = ("_plain", "_split", "_traffic", "_turn", "_turns", "budget", "in_flight", "upstreams", "waiting")
 
     def __init__(self) -> None:
         self.upstreams: tuple[Upstream, ...] = ()
@@ -22,6 +22,8 @@ class Route:
         self.budget = RetryBudget()
         self.in_flight = 0
         """Requests on their way, wherever they are."""
+        self.waiting = 0
+        """Of these, those that wait for a host to come back."""
         self._traffic: Mapping[int, int] = {}
         self._split = Split({})
         self._plain = True

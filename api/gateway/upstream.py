@@ -85,6 +85,11 @@ class Upstream:
         """Start of every request to ``path``; the length and an empty line are still to come."""
         return self._way.head(path)
 
+    @property
+    def may_return(self) -> bool:
+        """It is behind a host, which may be away for a moment while the engine runs on."""
+        return self._way.proxied
+
     def check(self, connection: Connection) -> None:
         """Raises ``UpstreamError`` when it was not the engine that began to answer, but the proxy of its host."""
         if not self._way.proxied:

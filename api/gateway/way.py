@@ -32,6 +32,10 @@ class HungUp(Died):
         super().__init__(heard=False)
 
 
+class HostEnds(Withdrawn):
+    """The process of the engine's host ends; the engine runs on, and the next process will let us in."""
+
+
 class Way(Protocol):
     keep_idle: float
     """Seconds for which a connection is kept for the next request."""
@@ -149,6 +153,6 @@ def failure_behind(refused: bytes) -> UpstreamError:
         case Reason.BAD_REPLY:
             return BadReply("says its host's proxy")
         case Reason.ENDING:
-            return Withdrawn()
+            return HostEnds()
         case _:
             return NotLetIn(reason.value)

@@ -12,7 +12,7 @@ from api.management.paging import Cursor, LabelFilter, Limit, Page, has_labels, 
 from api.problems import invalid
 from api.state import AdminDep, ServicesDep
 from fleet.db import claims, telemetry
-from fleet.db.host_settings import HostSettings, change
+from fleet.db.host_settings import HostSettings, change, revoke_key
 from fleet.errors import Conflict, InvalidInput
 from fleet.model import Wire
 from fleet.specs import Labels
@@ -22,6 +22,7 @@ from fleet.telemetry import HostStatus
 router = APIRouter(prefix="/hosts", tags=["hosts"])
 
 _MOST_BYTES = 1 << 50
+_NOT_LOST = "stop its process first, or revoke its key (`holdfast hosts ID --revoke`); only a lost host is forgotten"
 IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=100, description="the ETag that was read")]
 Since = Annotated[AwareDatetime | None, Query(description="only what came after, e.g. `2026-11-20T10:00:00Z`")]
 Newest = Annotated[int, Query(ge=1, le=500, description="of more only the newest")]
@@ -109,12 +110,21 @@ async def statuses(
     return Statuses(items=[StatusAt(at=r.at, status=HostStatus.model_validate(r.status)) for r in rows])
 
 
+@router.post("/{host_id}/revoke", status_code=202, summary="Trust a host no more: it was stolen, say")
+async def revoke(host_id: str, services: ServicesDep, _admin: AdminDep) -> HostView:
+    """Its key is worth nothing at once. Within seconds it is lost, its replicas are placed elsewhere, and it can be
+    forgotten. Revoking twice is harmless; there is no way back but to join anew."""
+    await existing(services, host_id)
+    await services.database.awrite(lambda s: revoke_key(s, host_id))
+    return view(services.settings, await existing(services, host_id))
+
+
 @router.delete("/{host_id}", status_code=204, summary="Forget a host that is lost and will not come back")
 async def forget(host_id: str, services: ServicesDep, _admin: AdminDep) -> Response:
     """Its key is worth nothing from then on."""
     host, _ = await existing(services, host_id)
     if host.state != HostState.LOST:
-        raise Conflict(f"host {host_id} is {host.state}", hint="stop its process first; only a lost host is forgotten")
+        raise Conflict(f"host {host_id} is {host.state}", hint=_NOT_LOST)
     if placed := await services.database.aread(lambda s: claims.instances_on(s, host_id)):
         hint = "wait until they are placed elsewhere"
         if host.replacement_paused:

@@ -18,6 +18,8 @@ log = logging.getLogger("holdfast.relay")
 _LOOK_EVERY_S = 0.25
 _REMEMBER_MISSING_S = 1.0
 _MISSING_MAX = 4096
+_LOOKS_AT_ONCE = 2
+"""For hosts that nobody knows: whoever makes up names must not keep all threads busy."""
 _COLUMNS = (
     HostRow.id,
     HostRow.public_key,
@@ -50,6 +52,7 @@ class HostDirectory:
         self._version = -1
         self._missing: dict[str, float] = {}
         """Hosts that there are not, and when we looked."""
+        self._turn = asyncio.Semaphore(_LOOKS_AT_ONCE)
 
     @property
     def all(self) -> Mapping[str, KnownHost]:
@@ -65,7 +68,8 @@ class HostDirectory:
             return known
         if time.monotonic() - self._missing.get(host_id, -_REMEMBER_MISSING_S) < _REMEMBER_MISSING_S:
             return None
-        return await self.look_up(host_id)
+        async with self._turn:
+            return self._hosts.get(host_id) or await self.look_up(host_id)
 
     async def look_up(self, host_id: str) -> KnownHost | None:
         """As it is in the database now. Raises SQLAlchemyError."""

@@ -1,6 +1,7 @@
 """The relay process: the one port that hosts dial, and the internal one for what goes through their tunnels."""
 
 import asyncio
+import gc
 import logging
 import socket
 from datetime import timedelta
@@ -80,6 +81,8 @@ class Relay:
         proxy = await asyncio.start_server(self.proxy.serve, sock=internal)
         background = [asyncio.create_task(work()) for work in self._background]
         await server.start()
+        gc.collect()
+        gc.freeze()  # what is there by now stays: looking through it for garbage took a tenth of all work
         log.info("relay on %s, for gateways on %s", settings.relay_for_hosts, settings.relay_for_gateways)
         stopping = asyncio.create_task(stop.wait())
         try:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -83,9 +83,8 @@ class Door(grpc.GenericRpcHandler):
         async def unary(request: bytes, context: Context) -> bytes:
             return await self._unary(path, request, metadata, context)
 
-        async def tunnel(_: bytes, context: Context) -> AsyncIterator[bytes]:
-            async for message in self._tunnel(metadata, context):
-                yield message
+        async def tunnel(_: bytes, context: Context) -> None:
+            await self._tunnel(metadata, context)
 
         async def carry(_: AsyncIterator[bytes], context: Context) -> None:
             await self._carry(metadata, context)
@@ -127,7 +126,7 @@ class Door(grpc.GenericRpcHandler):
         result = await method(self._hosts, Call(caller, guest.peer), parse(model, request))
         return b"" if result is None else result.model_dump_json().encode()
 
-    async def _tunnel(self, metadata: Metadata, context: Context) -> AsyncIterator[bytes]:
+    async def _tunnel(self, metadata: Metadata, context: Context) -> None:
         async def enter(guest: "_Guest") -> str:
             caller = guest.caller = await self._authenticator.identify(metadata)
             _must_be_current(caller)
@@ -136,8 +135,9 @@ class Door(grpc.GenericRpcHandler):
         host_id = await self._guarded("host.tunnel", join.TUNNEL, context, enter)
         # At once, so that the host knows that it is open.
         await context.send_initial_metadata(())
-        async for dial in self._tunnels.hold(host_id):
-            yield dial.model_dump_json().encode()
+        async with aclosing(self._tunnels.hold(host_id)) as dials:
+            async for dial in dials:
+                await context.write(dial.model_dump_json().encode())
 
     async def _carry(self, metadata: Metadata, context: Context) -> None:
         async def carry(guest: "_Guest") -> None:

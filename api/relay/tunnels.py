@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
 import grpc
@@ -75,7 +75,7 @@ class Tunnels:
         """Say them again next time."""
         self._opened |= hosts
 
-    async def hold(self, host_id: str) -> AsyncIterator[Dial]:
+    async def hold(self, host_id: str) -> AsyncGenerator[Dial, None]:
         """What the host is to dial, for as long as it listens. Opening another one ends it: the newest counts."""
         tunnel = _Tunnel()
         self._end(self._open.get(host_id))

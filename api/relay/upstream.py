@@ -28,6 +28,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
 )
 _PASSED_ON = frozenset({"client-name", "client-version", "supported-server-versions", "supported-features"})
 """Metadata of the host's client. Its pass is for us, and where a call goes is not for it to say."""

@@ -17,6 +17,7 @@ from fleet.errors import HoldfastError
 
 if TYPE_CHECKING:
     from fleet.cli.client import Api
+    from fleet.join import Identity
     from fleet.settings import Settings
 
 SCARCE_DISK_BYTES = 10 << 30
@@ -71,6 +72,7 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     yield from _ports(settings)
     yield _database(settings)
     yield from _temporal(settings)
+    yield from _host_here(settings)
     yield from _server(settings)
 
 
@@ -174,6 +176,42 @@ async def _ask_temporal(settings: "Settings") -> Finding:
         message = f"{where} lacks the search attributes {', '.join(missing)}"
         return Finding("temporal", Level.WARN, message, "the controller adds them when it starts")
     return Finding("temporal", Level.OK, where)
+
+
+def _host_here(settings: "Settings") -> Iterator[Finding]:
+    """Each host that this machine has joined as: who it is, and whether it reaches its relay."""
+    from fleet.access.authority import expires_at
+    from fleet.join import Identity
+
+    for path in sorted(settings.home.glob("hosts/*/identity.json")):
+        try:
+            identity = Identity.model_validate_json(path.read_text())
+            until = expires_at(identity.certificate)
+        except (OSError, ValueError):
+            remedy = f"restore it, or delete {path.parent} and join with a new token"
+            yield Finding("this host", Level.FAIL, f"{path} cannot be read or is damaged", remedy)
+            continue
+        message = f"{identity.name} is {identity.host_id}, certificate until {until:%Y-%m-%d}"
+        yield Finding("this host", Level.OK, message)
+        yield _relay_of(settings, identity)
+
+
+def _relay_of(settings: "Settings", identity: "Identity") -> Finding:
+    from fleet.access.authority import NotOurs, pin_of
+    from fleet.relay_address import NotTls, RelayAddress, WrongClock, check_certificate
+
+    url = settings.server if settings.server.startswith("https://") else identity.server
+    try:
+        check_certificate(RelayAddress.parse(url).certificate(), pin_of(identity.ca))
+    except WrongClock as error:
+        return Finding("relay", Level.FAIL, str(error), "set this machine's clock, e.g. with an NTP service")
+    except NotOurs as error:
+        message = f"{url} is not the relay that this host joined ({error})"
+        return Finding("relay", Level.FAIL, message, "set HOLDFAST_SERVER to its URL, or join anew with a new token")
+    except (NotTls, OSError, ValueError) as error:
+        remedy = "start `holdfast relay`, or open the way to it: hosts dial this one port"
+        return Finding("relay", Level.FAIL, f"{url}: {error or repr(error)}", remedy)
+    return Finding("relay", Level.OK, f"{identity.name} reaches {url}")
 
 
 def _server(settings: "Settings") -> Iterator[Finding]:

@@ -14,7 +14,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 def list_hosts(
     host: Annotated[str | None, typer.Argument(help="Show only this one, in full.")] = None,
-    forget: Annotated[bool, typer.Option(help="Forget HOST: it is gone and will not come back.")] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Forget HOST: it is gone and will not come back.")] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Trust HOST no more, at once: it was stolen, say.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List hosts, show one, or forget one that is gone for good."""
@@ -22,10 +23,14 @@ def list_hosts(
 
     api = connect()
     if host is None:
-        if forget:
-            raise typer.BadParameter("say which host to forget: holdfast hosts ID --forget")
+        if forget or revoke:
+            raise typer.BadParameter("say which host: holdfast hosts ID --forget")
         found = api.items("/api/v1/hosts")
         output.print_json(found) if as_json else print_hosts(found)
+        return
+    if revoke:
+        api.post(f"{path_of('hosts', host)}/revoke")
+        print(f"{host}: its key is worth nothing now; forget it (--forget) once it is lost")
         return
     if forget:
         api.delete(path_of("hosts", host))

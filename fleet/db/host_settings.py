@@ -4,8 +4,10 @@ import hashlib
 import json
 from collections.abc import Callable
 
+from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+from fleet.db import registry
 from fleet.db.tables import GpuRow, HostRow
 from fleet.errors import NotFound, PreconditionFailed
 from fleet.inventory import Inventory
@@ -52,6 +54,13 @@ def change(
     if row.inventory:  # else it has not registered yet, and this is looked at when it does
         _settle(session, row, Inventory.model_validate(row.inventory))
     session.add(row)
+
+
+def revoke_key(session: Session, host_id: str) -> None:
+    """From now on no relay takes this host's word. Twice is once; of a host that is not there it is nothing."""
+    without = update(HostRow).where(col(HostRow.id) == host_id, col(HostRow.public_key) != "").values(public_key="")
+    if session.execute(without).rowcount:  # type: ignore[attr-defined]
+        registry.bump(session)
 
 
 def ram_allocatable(inventory: Inventory, reserve: dict[str, int]) -> int:

@@ -96,6 +96,9 @@ def record_state(
 
 def _save_gpus(session: Session, host: HostRow, inventory: Inventory) -> None:
     """A cordoned card stays cordoned. One that is away stays known: one that fell off the bus comes back."""
+    # In the order in which claims lock them.
+    ours = select(GpuRow.uuid).where(GpuRow.host_id == host.id).order_by(col(GpuRow.uuid))
+    session.exec(ours.with_for_update()).all()
     gpus = tuple(_unless_elsewhere(session, host.id, gpu) for gpu in inventory.gpus)
     _keep_away(session, host.id, gpus)
     reserved = host_settings.vram_reserved(inventory, host.reserve)
@@ -128,8 +131,8 @@ def _save_gpus(session: Session, host: HostRow, inventory: Inventory) -> None:
 def _keep_away(session: Session, host_id: str, gpus: tuple[Gpu, ...]) -> None:
     """What of the host's cards is not among ``gpus``: those that may come back stay, unhealthy."""
     present, taken = {g.uuid for g in gpus}, {g.pci_address for g in gpus}
-    query = select(GpuRow).where(GpuRow.host_id == host_id, col(GpuRow.uuid).not_in(present)).with_for_update()
-    for row in session.exec(query.order_by(col(GpuRow.uuid)).execution_options(populate_existing=True)).all():
+    away = select(GpuRow).where(GpuRow.host_id == host_id, col(GpuRow.uuid).not_in(present))
+    for row in session.exec(away.execution_options(populate_existing=True)).all():
         if row.cordoned or _may_come_back(row, taken):
             row.healthy, row.reason = False, NOT_REPORTED
             session.add(row)

@@ -195,7 +195,7 @@ class HostRow(SQLModel, table=True):
     given_labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """By a person, over those that the host reports; ``labels`` is both."""
     reserve: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    """By a person, instead of the host's: ``ram_bytes``, and ``vram_bytes`` of each GPU, that placement leaves alone."""
+    """By a person, over the host's: ``ram_bytes`` and, of each GPU, ``vram_bytes`` that placement leaves alone."""
     status: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """The newest ``fleet.telemetry.HostStatus``."""
     status_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

@@ -1,10 +1,12 @@
 """What 500 hosts with 8 GPUs cost the relay when each says every ten seconds how it is.
 
 ``python -m tests.bench.telemetry`` prints one JSON object a line. The relay is a process of its own, on SQLite; the
-hosts are connections of this one, each with its own TLS, and nobody looks at Temporal.
+hosts are connections of this one, each with its own TLS, and nobody looks at Temporal. The same calls to a gRPC server
+that does nothing say how much of it is gRPC's own.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -14,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +27,8 @@ import psutil
 import uvloop
 from sqlmodel import Session, col, func, select
 
+from api.relay.certificate import RelayCertificate
+from api.relay.server import _OPTIONS as OPTIONS
 from fleet.access.authority import RELAY_NAME, new_key, public_key_of
 from fleet.access.keys import master_sealer_of
 from fleet.access.tickets import sign_pass
@@ -36,11 +41,11 @@ from fleet.join import AUTHORIZATION, STATUS
 from fleet.settings import Settings
 from fleet.states import HostState
 from fleet.telemetry import STATUS_EVERY_S, EngineStatus, ForeignProcess, GpuStatus, HostStatus
-from tests.unit.gateway.process import free_port
+from tests.unit.gateway.process import free_port, stop_when_input_ends
 
 HOSTS = 500
 GPUS = 8
-SECONDS = 40.0
+SECONDS = 30.0
 TARGET = 0.10
 """Of one core."""
 _GIB = 1 << 30
@@ -55,22 +60,44 @@ def main() -> None:
         ca = authority.ensure(database, master_sealer_of(settings)).ca.certificate_pem
         key = new_key()
         database.write(lambda s: _add_hosts(s, public_key_of(key)))
-        with _relay(settings) as pid, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            measured = runner.run(_measure(settings, ca, key, pid))
+        with _relay(settings) as pid:
+            relay = _measured(settings, ca, key, pid)
+        with _idle_server(settings) as pid:
+            alone = _measured(settings, ca, key, pid)
         kept = database.read(lambda s: s.exec(select(func.count()).select_from(HostStatusRow)).one())
         newest = database.read(lambda s: s.exec(select(func.count()).where(col(HostRow.status_at).is_not(None))).one())
         database.close()
     assert newest == HOSTS, f"only {newest} of {HOSTS} hosts were heard"
-    share, silent, statuses, size, latency = measured
-    _print("cpu_share_of_one_core", share, "1", target=TARGET, connected_but_silent=silent)
-    _print("cpu_per_status", (share - silent) * SECONDS / statuses * 1e6, "us")
-    _print("status_bytes", size, "B")
-    _print("status_p99", latency * 1000, "ms")
-    _print("statuses_kept", kept, "1", sent=statuses)
+    _print("cpu_share_of_one_core", relay.share, "1", target=TARGET, silent=relay.silent, grpc_alone=alone.share)
+    _print("cpu_per_status", relay.us_each, "us", grpc_alone=alone.us_each)
+    _print("status_bytes", relay.size, "B")
+    _print("status_p99", relay.slowest * 1000, "ms", grpc_alone=alone.slowest * 1000)
+    _print("statuses_kept", kept, "1", sent=relay.statuses)
 
 
-async def _measure(settings: Settings, ca: str, key: str, pid: int) -> tuple[float, float, int, float, float]:
-    """Share of a core with and without statuses, statuses sent, their mean size, and their slowest percent."""
+@dataclass(frozen=True)
+class _Measured:
+    share: float
+    """Of a core."""
+    silent: float
+    """While all are connected and nobody says anything."""
+    statuses: int
+    size: float
+    """Bytes of each, on average."""
+    slowest: float
+    """Seconds that 99 of 100 stay below."""
+
+    @property
+    def us_each(self) -> float:
+        return (self.share - self.silent) * SECONDS / self.statuses * 1e6
+
+
+def _measured(settings: Settings, ca: str, key: str, pid: int) -> _Measured:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_measure(settings, ca, key, pid))
+
+
+async def _measure(settings: Settings, ca: str, key: str, pid: int) -> _Measured:
     address = f"127.0.0.1:{settings.relay_port}"
     hosts = [_Host(address, ca, key, number) for number in range(HOSTS)]
     await asyncio.gather(*(host.say() for host in hosts))
@@ -90,7 +117,7 @@ async def _measure(settings: Settings, ca: str, key: str, pid: int) -> tuple[flo
     sizes = [s for host in hosts for s in host.sizes]
     assert time.monotonic() - began < 3 * SECONDS, "this machine is too busy to measure anything"
     await asyncio.gather(*(host.channel.close() for host in hosts))
-    return share, silent, len(seconds), sum(sizes) / len(sizes), seconds[int(len(seconds) * 0.99)]
+    return _Measured(share, silent, len(seconds), sum(sizes) / len(sizes), seconds[int(len(seconds) * 0.99)])
 
 
 async def _share(pid: int, seconds: float) -> float:
@@ -247,6 +274,40 @@ def _relay(settings: Settings) -> Iterator[int]:
             process.wait(20)
 
 
+@contextmanager
+def _idle_server(settings: Settings) -> Iterator[int]:
+    """Listens where the relay did, with its certificate and options, and answers at once."""
+    command = [sys.executable, "-m", "tests.bench.telemetry", "idle", str(settings.home), str(settings.relay_port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise RuntimeError("the gRPC server that does nothing did not start")
+        try:
+            yield process.pid
+        finally:
+            process.stdin.close()
+            process.wait(20)
+
+
+async def _answer_at_once(home: Path, port: int) -> None:
+    class Door(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
+            async def call(_request: bytes, _context: object) -> bytes:
+                return b"{}"
+
+            return grpc.unary_unary_rpc_method_handler(call)  # type: ignore[arg-type]
+
+    settings = Settings(home=home)
+    keys = authority.ensure(Database(settings.effective_database_url), master_sealer_of(settings))
+    server = grpc.aio.server(handlers=[Door()], options=OPTIONS)
+    server.add_secure_port(f"127.0.0.1:{port}", RelayCertificate(keys.ca).credentials())
+    await server.start()
+    print(port, flush=True)
+    stop_when_input_ends()
+    await server.wait_for_termination()
+
+
 def _until_it_answers(url: str, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 30
     while True:
@@ -266,4 +327,8 @@ def _print(metric: str, value: float, unit: str, **vs: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["idle"]:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as idle, contextlib.suppress(KeyboardInterrupt):
+            idle.run(_answer_at_once(Path(sys.argv[2]), int(sys.argv[3])))
+    else:
+        main()

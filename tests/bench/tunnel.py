@@ -16,9 +16,9 @@ from pathlib import Path
 
 from fleet.access.authority import name_of_host
 from fleet.access.visitor import Visitor
-from tests.bench.door import FENCE, HOST, INSTANCE, prepare, process
 from tests.bench.load import Sample, Straight, Streams, Way, chat, measure, percentile
 from tests.bench.mock_engine import CHUNKS, mock_engine
+from tests.door_process import FENCE, HOST, INSTANCE, prepare, process
 
 CLIENTS = 32
 STREAMS = 16

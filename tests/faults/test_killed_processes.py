@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,42 @@ def test_killed_controller_fails_no_request_and_touches_no_engine(serving_stack:
     assert only(stack.engine_pids()) == engine
 
 
-def test_killed_host_worker_fails_no_request_and_adopts_its_engine(serving_stack: Stack) -> None:
+def _said_after(stack: Stack, moment: datetime) -> bool:
+    said = stack.host("a")["status_at"]
+    return said is not None and datetime.fromisoformat(said) > moment
+
+
+def test_killed_relay_fails_no_request_and_its_host_is_not_lost(serving_stack: Stack) -> None:
+    stack = serving_stack
+    engine = only(stack.engine_pids())
+    before = stack.instances("smol")[0]
+    with steady_load(stack, "smol") as load:
+        stack.relay.kill()
+        stack.relay.start()
+        eventually(lambda: stack.host("a")["tunnel_connected"] and stack.relay.log().count("is open") >= 2, within=30)
+        back = datetime.now(UTC)
+        eventually(lambda: _said_after(stack, back), within=30, what="the host is heard of again")
+    load.assert_unharmed()
+    assert only(stack.engine_pids()) == engine
+    after = stack.instances("smol")[0]
+    assert (after["id"], after["fence"], after["restarts"]) == (before["id"], before["fence"], 0)
+    assert stack.host("a")["state"] == "ready"
+
+
+def test_killed_host_worker_cuts_only_answers_on_their_way_and_adopts_its_engine(serving_stack: Stack) -> None:
+    """All answers go through its process: those that had begun break off, all others are asked again."""
     stack = serving_stack
     engine = only(stack.engine_pids())
     before = stack.instances("smol")[0]
     host = stack.hosts["a"]
     with steady_load(stack, "smol") as load:
+        eventually(lambda: load.answered() > 5, what="requests are answered")
+        killed = time.monotonic()
         host.kill()
         host.start()
-        eventually(lambda: "adopted" in host.log() and "serves" in host.log().split("adopted")[-1], within=30)
-    load.assert_unharmed()
+        eventually(lambda: "adopted" in host.log() and "taking work" in host.log().split("adopted")[-1], within=30)
+        eventually(lambda: load.answered() > 20, what="requests are answered again")
+    load.assert_only_begun_streams_were_cut([killed], at_most=1)
     assert only(stack.engine_pids()) == engine
     after = stack.instances("smol")[0]
     assert (after["id"], after["fence"], after["restarts"]) == (before["id"], before["fence"], 0)

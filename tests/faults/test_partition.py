@@ -6,7 +6,6 @@ CPU that says it could use them), each card with room for one replica, so that a
 
 import json
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.faults.invariants import Engine, InvariantBroken, engines, watched
 from tests.faults.load import Load, steady_load
 from tests.faults.netns import Network, NetworkOfHost, StackOnNetwork, new_network, why_not
 from tests.stack import eventually
+from tests.unit.host.nvml import Nvml, build, card
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -41,10 +41,7 @@ def network() -> Iterator[Network]:
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a driver library of ours."""
-    folder = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).parents[1] / "unit" / "host" / "fake_nvml.c"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", source], check=True)
-    return folder
+    return build(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +75,9 @@ def split_fleet(
         ways = {}
         for name in ("a", "b"):
             ways[name] = network.add()
-            gpus = {"LD_LIBRARY_PATH": str(cards), "CARDS": "oo", "CARDS_OF": f"{name}-"}
+            nvml = Nvml(cards, tmp_path / f"cards-of-{name}")
+            nvml.has(*(card(number, uuid=f"GPU-{name}-{number}") for number in range(2)))
+            gpus = {"LD_LIBRARY_PATH": str(nvml.folder), "FAKE_NVML": str(nvml.machine)}
             stack.add_host_on(ways[name], name, HOLDFAST_LLAMA_SERVER=str(engine_for_cards), **gpus)
         return stack, ways
 

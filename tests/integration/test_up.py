@@ -39,7 +39,8 @@ class Installation:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.output = home.with_name(f"{home.name}.out")
-        names = ("HOLDFAST_PORT", "HOLDFAST_TEMPORAL_PORT", "HOLDFAST_TEMPORAL_UI_PORT")
+        own = ("PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "RELAY_PORT", "RELAY_INTERNAL_PORT")
+        names = [f"HOLDFAST_{name}" for name in own]
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
         ports = {name: str(port) for name, port in self.ports.items()}
@@ -170,7 +171,7 @@ def _works(up: Installation) -> bool:
     )
 
 
-@pytest.mark.parametrize("victim", ["controller", "api", "host", "temporal"])
+@pytest.mark.parametrize("victim", ["controller", "api", "relay", "host", "temporal"])
 def test_a_killed_process_comes_back_and_the_engine_never_noticed(up: Installation, victim: str) -> None:
     engine = up.engine()
     before = up.pid_of(victim)

@@ -9,7 +9,7 @@ from fleet.inventory import AcceleratorKind, DeviceIds, Gpu
 from fleet.telemetry import MiB
 from worker_host.detect import machine, pci
 from worker_host.detect.card import CannotLook, Card, GpuProcess, Look, card_of, checked, placed
-from worker_host.detect.tools import ask, find, number, share, text_of
+from worker_host.detect.tools import ask, find, last_line, number, ordinal, share, text_of
 
 _FOLDERS = ("/usr/local/bin", "/usr/local/sbin")
 _CANN = (
@@ -19,7 +19,7 @@ _CANN = (
 )
 _FINE = ("ok", "warning")
 """A warning is a minor alarm; from ``Alarm`` on the chip is not to be trusted."""
-_PAIR = re.compile(r"(\d+)\s*/\s*(\d+)")
+_PAIR = re.compile(r"\b([0-9]{1,10})\s*/\s*([0-9]{1,10})\b")
 _NO_CHIP = "mcu"
 """The controller of a card is listed like a chip."""
 
@@ -61,9 +61,9 @@ class Ascend:
         if tool is None:
             return Look()
         table = ask(tool, "info")
-        chips = list(read_table(table))
+        chips = list({(chip.npu, chip.chip): chip for chip in read_table(table)}.values())
         if not chips:
-            raise CannotLook(f"npu-smi lists no chip: {table.strip().splitlines()[-1].strip()[:200]}")
+            raise CannotLook(f"npu-smi lists no chip: {last_line(table)}")
         if not known or any((c.npu, c.chip) not in self._dies for c in chips):
             self._places = _asked_places(tool)
             self._dies = {(c.npu, c.chip): _die(tool, c) for c in chips}
@@ -146,7 +146,7 @@ def _chip(upper: list[str], lower: list[str]) -> _Chip | None:
     return _Chip(
         npu=int(npu),
         chip=int(chip),
-        device=int(device[0]) if device and device[0].isdigit() else None,
+        device=ordinal(device[0]) if device else None,
         name=text_of(name),
         health=upper[1],
         power=number(figures[0]) if figures else None,
@@ -165,7 +165,7 @@ def _rows(text: str) -> Iterator[list[str]]:
 
 def _starts_with_numbers(cells: list[str], count: int) -> bool:
     words = cells[0].split()
-    return len(words) >= count and all(w.isdigit() and len(w) < 6 for w in words[:count])
+    return len(words) >= count and all(ordinal(word) is not None and len(word) < 5 for word in words[:count])
 
 
 def _driver(table: str) -> str:
@@ -177,12 +177,13 @@ def _processes(table: str) -> dict[tuple[int, int], list[GpuProcess]]:
     """By (NPU, chip). Memory is in MB; that of a process on several chips is listed for each."""
     found: dict[tuple[int, int], list[GpuProcess]] = {}
     for cells in _rows(table):
-        if len(cells) < 4 or not _starts_with_numbers(cells, 2) or not cells[1].isdigit() or len(cells[1]) > 9:
+        pid = ordinal(cells[1]) if len(cells) >= 4 else None
+        if pid is None or not _starts_with_numbers(cells, 2):
             continue
         npu, chip = map(int, cells[0].split()[:2])
         memory = number(cells[3])
         size = int(memory) * MiB if memory is not None and 0 <= memory < 1 << 40 else None
-        found.setdefault((npu, chip), []).append(GpuProcess(int(cells[1]), size, text_of(cells[2])))
+        found.setdefault((npu, chip), []).append(GpuProcess(pid, size, text_of(cells[2])))
     return found
 
 
@@ -200,11 +201,11 @@ def _asked_places(tool: str) -> dict[tuple[int, int], _Place]:
             titles = [title.lower() for title in cells]
         elif len(cells) >= 4 and len(cells) == len(titles):
             said = dict(zip(titles, cells, strict=True))
-            key, logic = (said.get("npu id", ""), said.get("chip id", "")), said.get("chip logic id", "")
-            if all(k.isdigit() for k in (*key, logic)) and said.get("chip name", "").lower() != _NO_CHIP:
-                physical = next((v for k, v in said.items() if "phy" in k and v.isdigit()), None)
-                place = _Place(int(logic), int(physical) if physical else None, said.get("chip name", ""))
-                found[int(key[0]), int(key[1])] = place
+            npu, chip, logic = (ordinal(said.get(k)) for k in ("npu id", "chip id", "chip logic id"))
+            if npu is None or chip is None or logic is None or said.get("chip name", "").lower() == _NO_CHIP:
+                continue
+            physical = next((ordinal(v) for k, v in said.items() if "phy" in k), None)
+            found[npu, chip] = _Place(min(logic, 10_000), physical, said.get("chip name", ""))
     return found
 
 

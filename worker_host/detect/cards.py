@@ -55,8 +55,9 @@ class _Eye:
         self._clock = clock
         self.known = tuple(known)
         """As they were when they were last well."""
-        self._last = Look()
-        self._heard_at = clock()
+        self._last = Look(tuple(card_of(gpu) for gpu in known))
+        self._heard_at: float | None = None
+        self._begun = clock()
         self._answer: _Answer | None = None
         self._late = False
         self._thread: threading.Thread | None = None
@@ -71,7 +72,7 @@ class _Eye:
             self._thread.join(longest_s)
             if self._thread.is_alive():
                 self._late = True
-                return self._silent("it has not answered yet")
+                return self._silent("it has not answered yet", waiting=True)
         self._thread, late, self._late = None, self._late, False
         answer, self._answer = self._answer, None
         if late:
@@ -85,18 +86,21 @@ class _Eye:
 
     def _ask(self) -> None:
         try:
-            self._answer = _Answer(self._vendor.look(tuple(c.gpu for c in self._last.cards)))
+            seen = () if self._heard_at is None else tuple(card.gpu for card in self._last.cards)
+            self._answer = _Answer(self._vendor.look(seen))
         except CannotLook as error:
             self._answer = _Answer(None, str(error))
         except Exception as error:  # noqa: BLE001 - what a driver says must not cost the other cards
             self._answer = _Answer(None, f"{type(error).__name__}: {error}")
 
-    def _silent(self, why: str) -> Look:
-        notes = (f"{self._vendor.kind}: {why}",)
-        silent_s = self._clock() - self._heard_at
-        if silent_s < FRESH_S:
+    def _silent(self, why: str, *, waiting: bool = False) -> Look:
+        now, notes = self._clock(), (f"{self._vendor.kind}: {why}",)
+        if self._heard_at is not None and now - self._heard_at < FRESH_S:
             return Look(self._last.cards, notes)
+        silent_s = now - (self._begun if self._heard_at is None else self._heard_at)
         gone = f"its driver has said nothing for {silent_s:.0f} s: {why}" if silent_s >= PATIENCE_S else ""
+        if self._heard_at is None and not waiting:
+            gone = f"its driver does not answer: {why}"
         return Look(tuple(_without_figures(card, gone) for card in self._last.cards), notes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fleet.inventory import AcceleratorKind, DeviceIds, Gpu
 from worker_host.detect import machine, pci
 from worker_host.detect.card import CannotLook, Card, Look, card_of, checked, placed
-from worker_host.detect.tools import ask, find, number, share, size, text_of
+from worker_host.detect.tools import ask, find, last_line, number, ordinal, share, size, text_of
 
 _CORES = "/usr/local/corex*"
 _BASE = ("index", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu")
@@ -40,17 +40,21 @@ class Iluvatar:
             if rows:
                 runtime = _joined(_version(str(home)))
                 return Look(tuple(_card(row, runtime) for row in rows))
-        raise CannotLook(f"ixsmi lists no card: {said.strip().splitlines()[-1][:300]}")
+        raise CannotLook(f"ixsmi lists no card: {last_line(said)}")
 
 
 def _rows(said: str, fields: Sequence[str]) -> list[dict[str, str]]:
     """Those lines that answer all fields; the first, with the titles, has no number."""
     lines = [[cell.strip() for cell in line] for line in csv.reader(said.splitlines(), skipinitialspace=True)]
-    return [dict(zip(fields, line, strict=True)) for line in lines if len(line) == len(fields) and line[0].isdigit()]
+    return [dict(zip(fields, line, strict=True)) for line in lines if len(line) == len(fields) and _is_index(line[0])]
+
+
+def _is_index(said: str) -> bool:
+    return ordinal(said) is not None and len(said) < 5
 
 
 def _card(row: Mapping[str, str], runtime: str) -> Card:
-    index, where = int(row["index"][:4]), pci.address(row.get("pci.bus_id", ""))
+    index, where = int(row["index"]), pci.address(row.get("pci.bus_id", ""))
     gpu = Gpu(
         uuid=text_of(row.get("uuid")) or placed(AcceleratorKind.ILUVATAR, machine.machine_id(), where or index),
         kind=AcceleratorKind.ILUVATAR,

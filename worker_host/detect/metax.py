@@ -11,7 +11,7 @@ from worker_host.detect.tools import ask, find, number, share, size
 
 _FOLDERS = ("/opt/mxdriver/bin", "/opt/maca/bin", "/opt/mxn100/bin")
 _MEMORY = re.compile(r"(\d+)\s*/\s*(\d+)\s*([KMG]i?B)")
-_LISTED = re.compile(r"GPU#(\d{1,4})\s+(.*?)\s*$")
+_LISTED = re.compile(r"GPU#([0-9]{1,4})\s+(.*?)\s*$")
 _UUID = re.compile(r"\(UUID:\s*(\S+?)\)")
 _FINE = ("available", "")
 """Older releases have no such column."""
@@ -63,7 +63,7 @@ def _of_table(table: str, uuids: dict[int, str]) -> Iterator[Card]:
     processes = _processes(table)
     rows = [[cell.strip() for cell in line.strip("| \t").split("|")] for line in table.splitlines() if "|" in line]
     for upper, lower in itertools.pairwise(rows):
-        head = re.match(r"(\d{1,4})\s+(\S.*)", upper[0])
+        head = re.match(r"([0-9]{1,4})\s+(\S.*)", upper[0])
         if head is None or len(upper) != 3 or len(lower) < 2 or not pci.address(upper[1]):
             continue
         index, where = int(head[1]), pci.address(upper[1])
@@ -129,7 +129,7 @@ def _processes(table: str) -> dict[int, list[GpuProcess]] | None:
         return None
     found: dict[int, list[GpuProcess]] = {}
     for line in listed.splitlines():
-        match = re.match(r"\|?\s*(\d{1,4})\s+(\d{1,9})\s+(.*?)\s+(\d+)\s*(?:([KMG]i?B))?\s*\|?\s*$", line)
+        match = re.match(r"\|?\s*([0-9]{1,4})\s+([0-9]{1,9})\s+(.*?)\s+(\d+)\s*(?:([KMG]i?B))?\s*\|?\s*$", line)
         if match:
             process = GpuProcess(int(match[2]), size(f"{match[4]}{match[5] or 'MiB'}"), match[3].strip()[:200])
             found.setdefault(int(match[1]), []).append(process)

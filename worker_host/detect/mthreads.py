@@ -1,5 +1,6 @@
 """Moore Threads GPUs, through mthreads-gmi."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def _card(row: Mapping[str, Any], driver: str) -> Card:
     memory, busy = plain(row.get("fb memory usage")), plain(row.get("utilization"))
     heat, power = plain(row.get("temperature")), plain(row.get("power readings"))
     gpu = _gpu(
-        whole(row.get("index")) or 0,
+        min(whole(row.get("index")) or 0, 10_000),
         text_of(plain(row.get("pci")).get("bus id")),
         name=text_of(row.get("product name")) or "Moore Threads GPU",
         memory_bytes=size(memory.get("total"), "mib") or 0,
@@ -88,9 +89,9 @@ def _of_table(table: str) -> Iterator[Card]:
     match = re.search(r"Driver Version: *(\S+)", table)
     driver = match[1] if match else ""
     lines = table.splitlines()
-    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+    for line, below in itertools.pairwise([*lines, ""]):
         cells, more = [c.strip() for c in line.split("|")], [c.strip() for c in below.split("|")]
-        head = re.match(r"(\d{1,4})\s+(\S.*)", cells[0])
+        head = re.match(r"([0-9]{1,4})\s+(\S.*)", cells[0])
         if head is None or len(cells) < 3 or not pci.address(cells[1]):
             continue
         memory = _MEMORY.search(cells[2])
@@ -110,7 +111,7 @@ def _processes(table: str) -> dict[int, list[GpuProcess]] | None:
         return None
     found: dict[int, list[GpuProcess]] = {}
     for line in listed.splitlines():
-        match = re.match(r"\s*(\d{1,4})\s+(\d{1,9})\s+(.*?)\s+(\d+\s*[KMG]i?B)\s*$", line)
+        match = re.match(r"\s*([0-9]{1,4})\s+([0-9]{1,9})\s+(.*?)\s+(\d+\s*[KMG]i?B)\s*$", line)
         if match:
             process = GpuProcess(int(match[2]), size(match[4]), match[3].strip()[:200])
             found.setdefault(int(match[1]), []).append(process)

@@ -70,8 +70,7 @@ def first_json(text: str, tool: str) -> Any:
             continue
         if isinstance(value, dict) or (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
             return value
-    said = text.strip().splitlines()
-    raise CannotLook(f"{tool} said no JSON: {said[-1].strip()[:300] if said else 'nothing'}")
+    raise CannotLook(f"{tool} said no JSON: {last_line(text)}")
 
 
 def plain(value: object) -> Mapping[str, Any]:
@@ -97,9 +96,20 @@ def number(value: object) -> float | None:
     return float(match[0]) if match and len(match[0]) < 40 else None
 
 
+def ordinal(value: object) -> int | None:
+    """A number by which cards or processes are counted, written plainly; None for anything else."""
+    return int(str(value)) if re.fullmatch(r"[0-9]{1,9}", str(value)) else None
+
+
+def last_line(text: str) -> str:
+    """Where tools that fail say why."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip()[:300] if lines else "nothing"
+
+
 def whole(value: object) -> int | None:
     found = number(value)
-    return int(found) if found is not None and found >= 0 else None
+    return int(found) if found is not None and 0 <= found < 1 << 62 else None
 
 
 def size(value: object, unit: str = "b") -> int | None:

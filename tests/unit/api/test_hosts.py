@@ -8,9 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from api.relay.authenticate import Authenticator
+from api.relay.directory import HostDirectory
+from api.relay.refusal import Refused
+from fleet.access.authority import new_key, public_key_of
+from fleet.access.tickets import sign_pass
+from fleet.db import registry
 from fleet.db.hosts import ready_hosts
 from fleet.db.tables import ClaimRow, GpuRow, HostRow, HostStatusRow
 from fleet.inventory import AcceleratorKind, Gpu
+from fleet.join import AUTHORIZATION
 from fleet.states import ClaimState, HostState
 from fleet.telemetry import GpuStatus, HostStatus
 from tests.unit.api.world import World, inventory
@@ -240,6 +247,27 @@ async def test_odd_time_is_refused(world: World, api: httpx.AsyncClient, since: 
     world.add_host()
     answer = await api.get(f"{HOST}/status", params={"since": since})
     assert (answer.status_code, answer.json()["field"]) == (422, "since")
+
+
+# -- trust ---------------------------------------------------------------------------------------------------------
+
+
+async def test_revoked_host_is_believed_nothing_from_then_on(world: World, api: httpx.AsyncClient) -> None:
+    key = new_key()
+    world.add_host(public_key=public_key_of(key), boot_id="b")
+    directory = HostDirectory(world.database)
+    door = Authenticator(directory)
+    headers = {AUTHORIZATION: f"Bearer {sign_pass(key, 'h1', 'b')}"}
+    assert (await door.identify(headers)).host.id == "h1"
+    version = world.database.read(registry.version)
+    for _ in range(2):
+        answer = await api.post(f"{HOST}/revoke")
+        assert (answer.status_code, answer.json()["id"]) == (202, "h1")
+    assert world.database.read(registry.version) == version + 1, "so that relays look again"
+    await directory._refresh()
+    with pytest.raises(Refused):
+        await door.identify(headers)
+    assert (await api.post("/api/v1/hosts/nope/revoke")).status_code == 404
 
 
 # -- forgetting ----------------------------------------------------------------------------------------------------

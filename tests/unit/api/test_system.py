@@ -1,6 +1,7 @@
 """Health, version, metrics and the documentation."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from fleet.db.session import Database
+from tests.unit.api.test_hosts import gpu_row, said
 from tests.unit.api.test_instances import instance
 from tests.unit.api.world import SPEC, World, the_app
 
@@ -45,6 +47,30 @@ async def test_metrics_count_what_there_is_by_state(world: World, api: httpx.Asy
     assert 'holdfast_instances{state="starting"} 1.0' in answer.text
     assert 'holdfast_hosts{state="ready"} 1.0' in answer.text
     assert "holdfast_deployments{state=" in answer.text
+
+
+async def test_metrics_show_hosts_and_their_gpus(world: World, api: httpx.AsyncClient) -> None:
+    now = datetime.now(UTC)
+    status = said(cpu_utilization=0.5).model_dump(mode="json")
+    more: dict[str, Any] = {"status": status, "status_at": now - timedelta(seconds=30), "tunnel_url": "http://r"}
+    world.add_host("h1", certificate_expires_at=now + timedelta(days=1), **more)
+    world.add_host("h2", "2")
+    world.add(gpu_row(allocatable=100, used=40, foreign_bytes=7))
+    world.add(gpu_row("h2", uuid="GPU-2", cordoned=True))
+    world.add(gpu_row("h2", uuid="GPU-3", healthy=False, cordoned=True))
+    seen = {}
+    for line in (await api.get("/metrics")).text.splitlines():
+        name, _, value = line.rpartition(" ")
+        seen[name] = value
+    assert [seen[f'holdfast_gpus{{state="{s}"}}'] for s in ("ready", "cordoned", "failed")] == ["1.0", "1.0", "1.0"]
+    memory = 'holdfast_gpu_memory_bytes{gpu="GPU-1",host="h1",part="%s"}'
+    assert [seen[memory % part] for part in ("allocatable", "claimed", "foreign")] == ["100.0", "40.0", "7.0"]
+    assert seen['holdfast_gpu_healthy{gpu="GPU-3",host="h2"}'] == "0.0"
+    assert seen['holdfast_gpu_temperature_celsius{gpu="GPU-1",host="h1"}'] == "60.0"
+    assert 30 <= float(seen['holdfast_host_status_age_seconds{host="h1"}']) < 90
+    assert 'holdfast_host_status_age_seconds{host="h2"}' not in seen, "it has said nothing yet"
+    assert 86_000 < float(seen['holdfast_host_certificate_expires_seconds{host="h1"}']) <= 86_400
+    assert seen['holdfast_host_tunnel_connected{host="h1"}'] == "1.0"
 
 
 async def test_documentation_is_read_without_the_internet(api: httpx.AsyncClient) -> None:

@@ -219,6 +219,7 @@ class FakeApi:
         if path == "hosts/approve-replacement":
             return JSONResponse({"hosts": [h["id"] for h in self.hosts]}, status_code=202)
         identity = identity.removesuffix("/drain").removesuffix("/resume").removesuffix("/approve-replacement")
+        identity = identity.removesuffix("/revoke")
         if identity in self.gone_after:
             self.gone_after[identity] -= 1
             if self.gone_after[identity] < 0:

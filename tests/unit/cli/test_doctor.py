@@ -1,11 +1,16 @@
 """``doctor`` names what is wrong and what to do about it."""
 
+import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from fleet.access.authority import CertificateAuthority, new_key, signing_request
 from fleet.cli import doctor
+from fleet.join import Identity
+from fleet.relay_address import RelayAddress
 from fleet.settings import Settings
 from tests.unit.cli.conftest import Holdfast
 from tests.unit.cli.fake_api import KEY, FakeApi, host
@@ -81,3 +86,52 @@ def test_a_failure_ends_with_1_and_json_has_all_findings(holdfast: Holdfast, api
     assert {"check", "level", "message", "remedy"} == set(seen.json[0])
     assert ["hosts", "fail"] in [[f["check"], f["level"]] for f in seen.json]
     assert "→" in holdfast("doctor").out
+
+
+@pytest.fixture
+def joined(settings: Settings) -> Identity:
+    """This machine has joined as a host, at a relay that does not run."""
+    ca, key = CertificateAuthority.create(), new_key()
+    identity = Identity(
+        host_id="box-1",
+        name="box",
+        server="https://127.0.0.1:1",
+        machine_id="v1:::",
+        credential="hf-host-secret",
+        private_key=key,
+        certificate=ca.issue_to_host(signing_request(key, "box"), "box-1"),
+        ca=ca.certificate_pem,
+        namespace="default",
+        joined_at=datetime.now(UTC),
+    )
+    path = settings.home / "hosts" / "box" / "identity.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(identity.model_dump_json())
+    return identity
+
+
+def test_a_host_that_does_not_reach_its_relay_is_told_so(settings: Settings, joined: Identity) -> None:
+    found = {f.check: f for f in doctor.examine(settings)}
+    assert f"box is {joined.host_id}" in found["this host"].message
+    assert found["relay"].level is doctor.Level.FAIL
+    assert "https://127.0.0.1:1" in found["relay"].message
+    assert found["relay"].remedy
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_damaged_identity_of_a_host_is_named_without_what_is_in_it(settings: Settings) -> None:
+    path = settings.home / "hosts" / "box" / "identity.json"
+    path.write_text(path.read_text()[:-20])
+    found = {f.check: f for f in doctor.examine(settings)}
+    assert found["this host"].level is doctor.Level.FAIL
+    assert "hf-host-secret" not in str(found["this host"])
+    assert "relay" not in found
+
+
+@pytest.mark.usefixtures("joined")
+def test_another_relay_at_the_same_place_is_told_from_ours(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, certificate = CertificateAuthority.create().issue_to_relay()
+    der = ssl.PEM_cert_to_DER_cert(certificate)
+    monkeypatch.setattr(RelayAddress, "certificate", lambda _self: der)
+    found = {f.check: f for f in doctor.examine(settings)}
+    assert "is not the relay that this host joined" in found["relay"].message

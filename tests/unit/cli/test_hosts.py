@@ -124,6 +124,13 @@ def test_host_is_shown_with_how_it_is_now(holdfast: Holdfast, api: FakeApi) -> N
     assert "reserved for team=ml" in holdfast("hosts").out
 
 
+def test_host_that_was_stolen_is_trusted_no_more(holdfast: Holdfast, api: FakeApi) -> None:
+    api.hosts = [host()]
+    seen = holdfast("hosts", "host-1", "--revoke")
+    assert (seen.code, api.requests[-1][:2]) == (0, ("POST", f"{HOST}/revoke"))
+    assert holdfast("hosts", "--revoke").code == 2
+
+
 def test_audit_log_is_read_newest_first_up_to_a_limit(holdfast: Holdfast, api: FakeApi) -> None:
     entry = {"at": "2026-11-20T10:00:00Z", "actor": "unknown", "action": "engine.request", "target": "chat/1-a"}
     rest = {"outcome": "refused", "reason": "expired", "peer": "10.0.0.7", "count": 3}

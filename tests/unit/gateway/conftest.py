@@ -12,7 +12,7 @@ from tests.doors import authority
 from tests.unit.gateway.client import Client
 from tests.unit.gateway.world import KEY, World
 
-FAST = Options(poll_interval=0.02, sweep_interval=0.02, connect_timeout=1.0)
+FAST = Options(poll_interval=0.02, sweep_interval=0.02, connect_timeout=1.0, return_patience=0.0, return_interval=0.02)
 
 
 @pytest.fixture

@@ -371,6 +371,64 @@ async def test_what_waits_at_a_host_whose_process_ends_is_asked_elsewhere(
         assert [(await call.result()).json["n"] for call in waiting] == [0, 1, 2]
 
 
+async def test_requests_wait_for_a_host_whose_process_is_replaced(
+    world: World, start_gateway: GatewayFactory, tmp_path: Path
+) -> None:
+    gateway = await start_gateway(replace(FAST, return_patience=20.0))
+    go_on = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        if not go_on.is_set():
+            await exchange.gone()
+        await echo(exchange)
+
+    async with raw_engine(slow) as engine:
+        async with host_door("h-1", tmp_path / "a") as door:
+            Fleet(world, [door], [engine]).publish()
+            door.runs(INSTANCE, engine.url)
+            await gateway.refresh()
+            client = Client(gateway, KEY)
+            begun = [client.start_chat(n=n) for n in range(3)]
+            await until(lambda: len(engine.requests) == 3)
+            port = door.port
+        later = [client.start_chat(n=n) for n in range(3, 6)]
+        go_on.set()
+        await until(lambda: gateway._routes["m"].waiting >= 3)
+        async with host_door("h-1", tmp_path / "b", port=port) as door:
+            door.runs(INSTANCE, engine.url)
+            assert [(await call.result()).json["n"] for call in (*begun, *later)] == list(range(6))
+        assert in_flight(gateway) == 0
+
+
+async def test_no_more_requests_wait_for_a_host_than_may_and_none_for_longer(
+    world: World, start_gateway: GatewayFactory, tmp_path: Path
+) -> None:
+    gateway = await start_gateway(replace(FAST, return_patience=0.5, waiting_at_most=2))
+    world.add_deployment("m")
+    world.add_host("h-1", http_port=await unused_port())
+    world.add_endpoint("m", "https://x", instance=INSTANCE, host="h-1")
+    await gateway.refresh()
+    calls = [Client(gateway, KEY).start_chat() for _ in range(6)]
+    done, waiting = await asyncio.wait([c.task for c in calls], timeout=0.3)
+    assert (len(done), len(waiting)) == (4, 2)
+    assert {(await call.result()).status for call in calls} == {503}
+
+
+async def test_a_client_that_leaves_while_it_waits_for_a_host_is_forgotten(
+    world: World, start_gateway: GatewayFactory, tmp_path: Path
+) -> None:
+    gateway = await start_gateway(replace(FAST, return_patience=20.0))
+    world.add_deployment("m")
+    world.add_host("h-1", http_port=await unused_port())
+    world.add_endpoint("m", "https://x", instance=INSTANCE, host="h-1")
+    await gateway.refresh()
+    call = Client(gateway, KEY).start_chat()
+    await until(lambda: gateway._routes["m"].waiting == 1)
+    call.leave()
+    await call.result(within=1.0)
+    assert (gateway._routes["m"].waiting, gateway._routes["m"].in_flight) == (0, 0)
+
+
 # -- tunnels -------------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ class Say(Exception):
         self.trailing = tuple((key.replace("_", "-"), value) for key, value in trailing.items())
 
 
-Answer = BaseModel | Say | Callable[[bytes], BaseModel]
+Answer = BaseModel | bytes | Say | Callable[[bytes], BaseModel]
 
 
 class FakeRelay:
@@ -113,6 +113,8 @@ class FakeRelay:
             context.set_trailing_metadata(answer.trailing)
             await context.abort(answer.code, answer.details)
         made = answer(body) if callable(answer) else answer
+        if isinstance(made, bytes):
+            return made
         assert isinstance(made, BaseModel)
         return made.model_dump_json().encode()
 

@@ -1,10 +1,13 @@
 """Cards of vendors that are asked through their command line tools, which here are scripts that print samples."""
 
+import contextlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fleet.inventory import AcceleratorKind, DeviceIds, Gpu, Link, LinkType
 from fleet.settings import Settings
@@ -406,8 +409,8 @@ def test_apple_gpu_has_a_part_of_the_ram_which_is_not_given_twice(
     [card] = seen(Apple())
     assert facts(card) == (placed("apple", "0"), "Apple M3 Max (40 cores)", 48 << 10, 0, "")
     assert (card.gpu.unified, card.gpu.compute_capability) == (True, "metal3")
-    settings = Settings(home=tmp_path, host_reserved_ram_bytes=4 * GiB)
-    assert inventory_of(settings, "mac", Apple().look()).ram_allocatable_bytes == 12 * GiB
+    keeps = Settings(home=tmp_path, host_reserved_ram_bytes=4 * GiB)
+    assert inventory_of(keeps, "mac", Apple().look()).ram_allocatable_bytes == 12 * GiB
     bin_.add("sysctl", "57344\n")
     assert Apple().look().cards[0].gpu.memory_bytes == 56 * GiB
 
@@ -454,6 +457,47 @@ def test_tools_that_talk_nonsense_or_fail_cost_nothing_else(bin_: Tools, tmp_pat
     assert inventory.cpu_count >= 1
     assert not [gpu for gpu in inventory.gpus if gpu.healthy], "nothing can be placed on what nobody understands"
     assert inventory.model_validate_json(inventory.model_dump_json()) == inventory
+
+
+GARBLED: dict[str, tuple[Vendor, dict[str, str]]] = {
+    "amd": (Amd(), AMD_SMI),
+    "rocm": (Hygon(), {"": "hy_smi.json"}),
+    "ascend": (
+        Ascend(),
+        {"info -m": "npu_smi_910b_map.txt", "info -t": "npu_smi_board.txt", "info": "npu_smi_910b.txt"},
+    ),
+    "mthreads": (MooreThreads(), {"-q": "mthreads.json", "": "mthreads.txt"}),
+    "cambricon": (Cambricon(), {"": "cnmon_info.json"}),
+    "metax": (MetaX(), {"-L": "mx_smi_list.txt", "": "mx_smi.txt"}),
+}
+WORDS = ("", "|", "N/A", "null", "-5", "9" * 30, "\u00b2", "\u0663 / \u0664", "0x", "{}", "[]", '"', "\n", "1e999")
+
+EDIT = st.tuples(st.integers(0, 4), st.floats(0, 1), st.integers(0, 9), st.sampled_from(WORDS))
+"""In which answer, where in it, how much goes, and what comes instead."""
+
+
+@pytest.mark.parametrize("module", GARBLED)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(edits=st.lists(EDIT, max_size=6))
+def test_garbled_answers_are_understood_or_refused(module: str, edits: list[tuple[int, float, int, str]]) -> None:
+    vendor, answers = GARBLED[module]
+    texts = {arguments: (SAMPLES / sample).read_text() for arguments, sample in answers.items()}
+    for which, place, length, word in edits:
+        arguments = list(texts)[which % len(texts)]
+        start = int(place * len(texts[arguments]))
+        texts[arguments] = texts[arguments][:start] + word + texts[arguments][start + length :]
+
+    def answer(_tool: str, *args: str, **_more: object) -> str:
+        return next(text for arguments, text in texts.items() if " ".join(args).startswith(arguments))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"worker_host.detect.{module}.ask", answer)
+        owner = "hygon" if module == "rocm" else module
+        patch.setattr(f"worker_host.detect.{owner}.find", lambda name, *_: name)
+        with contextlib.suppress(CannotLook):
+            for card in vendor.look().cards:
+                assert Gpu.model_validate_json(card.gpu.model_dump_json()) == card.gpu
+                assert card.gpu.memory_bytes or not card.gpu.healthy
 
 
 def test_tool_that_hangs_is_given_up(bin_: Tools) -> None:

@@ -1,6 +1,7 @@
 """The way through the host's door to its engines, with real TLS and engines that misbehave."""
 
 import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -141,6 +142,40 @@ async def test_only_what_is_under_v1_of_an_engine_is_reached(door: HostDoor, pat
         assert behind.connections == 0
 
 
+@pytest.mark.parametrize(
+    "endless",
+    [b"x: " + b"y" * 10_000, b"x: y\r\n" * 1000, b"POST /" + b"y" * 10_000, b"x" * 10_000],
+    ids=["value", "headers", "path", "noise"],
+)
+async def test_who_sends_a_head_without_end_is_cut_off_before_anybody_knows_him(door: HostDoor, endless: bytes) -> None:
+    async with Raw(door) as raw:
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            if not endless.startswith(b"POST"):
+                await raw.send(b"GET /healthz HTTP/1.1\r\nhost: x\r\n" if endless[1:2] == b":" else b"")
+            while not raw.reader.at_eof() and sent < 1 << 24:
+                await raw.send(endless.removeprefix(b"x: ") if sent and len(endless) == 10_003 else endless)
+                sent += len(endless)
+                await asyncio.sleep(0)
+        assert sent < 1 << 22
+
+
+async def test_a_body_in_chunks_may_be_of_any_size_but_not_what_follows_it(door: HostDoor) -> None:
+    async with engine(door), Raw(door) as raw:
+        await raw.send(raw.head("transfer-encoding: chunked"))
+        for _ in range(100):
+            await raw.send(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            await raw.send(b"0\r\nx: ")
+            while not raw.reader.at_eof() and sent < 1 << 24:
+                await raw.send(b"y" * 10_000)
+                sent += 10_000
+                await asyncio.sleep(0)
+        assert sent < 1 << 22
+    await until(lambda: in_flight(door) == 0)
+
+
 # -- there and back ------------------------------------------------------------------------------------------------
 
 
@@ -258,16 +293,25 @@ async def test_an_engine_that_does_not_read_holds_its_client_back(door: HostDoor
         assert b" 200 " in await raw.reader.readline()
 
 
-async def test_an_engine_that_answers_before_it_has_read_everything_is_heard(door: HostDoor) -> None:
+async def test_an_engine_that_answers_before_it_has_read_everything_is_heard(
+    door: HostDoor, http: httpx.AsyncClient
+) -> None:
+    heads: list[bytes] = []
+
     async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 413 Too Much\r\nContent-Length: 2\r\n\r\nno")
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(b"HTTP/1.1 413 Too Much\r\nContent-Length: 2\r\n\r\nno")
 
     server = await asyncio.start_server(hasty, "127.0.0.1", 0)
     door.runs(INSTANCE, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    async with server, Raw(door) as raw:
-        await raw.send(raw.head("content-length: 1000000") + b"x" * 1000)
-        assert b" 413 " in await raw.reader.readline()
+    async with server:
+        async with Raw(door) as raw:
+            await raw.send(raw.head("content-length: 1000000") + b"x" * 1000)
+            assert b" 413 " in await raw.reader.readline()
+            assert (await ask(http, method="GET")).status_code == 413, "over a connection of its own"
+        assert [head.split(b" ")[0] for head in heads] == [b"POST", b"GET"]
 
 
 async def test_events_pass_one_by_one(door: HostDoor, http: httpx.AsyncClient) -> None:

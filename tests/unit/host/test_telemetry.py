@@ -187,6 +187,24 @@ async def test_slow_driver_is_heard_though_late(tmp_path: Path, monkeypatch: pyt
         await eventually(lambda memory=memory: host.take().gpus[0].memory_used_bytes == memory * GiB)
 
 
+def test_host_that_starts_again_does_not_wait_for_a_slow_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker_host.telemetry._REGISTER_LOOK_S", 0.05)
+    monkeypatch.setattr("worker_host.telemetry.LOOK_S", 0.05)
+    clock, vendor = Clock(), FakeVendor(used(gpu(), GiB))
+    vendor.may_answer.clear()
+    sources = Sources(engines=lambda: [])
+    host = Telemetry(Settings(home=tmp_path), "box", tmp_path, sources, Cards([vendor], [gpu()], clock))
+    assert host.inventory().gpus == (gpu(),)
+    assert host.take().gpus == (GpuStatus(uuid="GPU-0"),)
+    clock.now += cards_module.PATIENCE_S
+    assert host.take().gpus[0].reason == "its driver has said nothing for 60 s: it has not answered yet"
+    vendor.may_answer.set()
+    monkeypatch.setattr("worker_host.telemetry.LOOK_S", 10.0)
+    assert host.take().gpus == (GpuStatus(uuid="GPU-0", memory_used_bytes=GiB, foreign_bytes=GiB),)
+
+
 def test_driver_that_fails_is_forgiven_for_a_minute(tmp_path: Path) -> None:
     clock, vendor = Clock(), FakeVendor(used(gpu(), GiB))
     host = telemetry(tmp_path, vendor, clock=clock)
@@ -311,6 +329,20 @@ def test_card_that_falls_off_the_bus_keeps_its_name_over_restarts_of_the_host(nv
     nvml.has(*map(card, range(4)))
     again, _, _ = host_says(nvml, tmp_path)
     assert again.gpus == before.gpus
+
+
+def test_cards_whose_driver_is_not_loaded_after_a_restart_are_still_known(nvml: Nvml, tmp_path: Path) -> None:
+    nvml.has(card(0), card(1))
+    before, _, _ = host_says(nvml, tmp_path)
+    nvml.has(card(0), card(1), init=9)
+    for _ in range(2):
+        after, status, _ = host_says(nvml, tmp_path)
+        reason = "its driver does not answer: NVML: Driver Not Loaded (NVML 9)"
+        assert [(g.uuid, g.healthy, g.reason) for g in after.gpus] == [(f"GPU-{n}", False, reason) for n in range(2)]
+        assert after.fingerprint() == before.fingerprint() == status.inventory
+        assert [g.healthy for g in status.gpus] == [False, False]
+    nvml.has(card(0), card(1))
+    assert host_says(nvml, tmp_path)[0].gpus == before.gpus
 
 
 def test_lost_card_is_not_taken_for_another_when_cards_have_moved(nvml: Nvml, tmp_path: Path) -> None:

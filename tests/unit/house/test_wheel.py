@@ -54,6 +54,9 @@ def test_wheel_has_every_module(wheel: list[str]) -> None:
 def test_wheel_has_the_data_that_modules_read(wheel: list[str]) -> None:
     engines = {str(p.relative_to(ROOT)) for p in (ROOT / "fleet" / "engines").glob("*.json")}
     assert engines
+    templates = {str(p.relative_to(ROOT)) for p in (ROOT / "deploy").glob("*/holdfast-host*")}
+    assert len(templates) >= 2
+    assert templates | {"deploy/systemd/install-host.sh"} <= set(wheel)
     assert engines | {"fleet/py.typed", "fleet/db/migrations/script.py.mako"} <= set(wheel)
 
 

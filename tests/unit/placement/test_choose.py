@@ -287,6 +287,37 @@ def test_host_that_is_chosen_alone_is_not_refused_in_company(
         assert isinstance(choose(asked, hosts), Choice)
 
 
+# -- kinds of cards -------------------------------------------------------------------------------------------------
+
+ALL_KINDS = EngineBuild(engine="llama_cpp", version="1", accelerators=tuple(AcceleratorKind))
+
+
+def mixed(*cards: tuple[AcceleratorKind, int], part: bool = False) -> tuple[GpuView, ...]:
+    return tuple(GpuView(f"gpu-{n}", free, 80 * GIB, kind, part) for n, (kind, free) in enumerate(cards))
+
+
+def test_engine_gets_only_cards_that_it_can_use() -> None:
+    cards = mixed((AcceleratorKind.AMD, 2 * GIB), (AcceleratorKind.NVIDIA, 3 * GIB))
+    assert chosen(request(), host(gpus=(1,), engines=(BOTH,)), host("b", 0)).placement.gpu_uuids == ()
+    assert chosen(request(), replace(host(gpus=(1,)), gpus=cards)).placement.gpu_uuids == ("gpu-1",)
+    [reason] = refused(request(gpus_per_replica=1), replace(host(gpus=(1,)), gpus=cards[:1]))
+    assert "the best has 0.0 GiB" in reason
+
+
+def test_cards_of_one_replica_are_of_one_kind() -> None:
+    cards = mixed((AcceleratorKind.AMD, 2 * GIB), (AcceleratorKind.NVIDIA, 2 * GIB), (AcceleratorKind.NVIDIA, 3 * GIB))
+    here = replace(host(), gpus=cards, engines=(ALL_KINDS,))
+    assert chosen(request(gpus_per_replica=2), here).placement.gpu_uuids == ("gpu-1", "gpu-2")
+    assert len(refused(request(gpus_per_replica=3), here)) == 1
+
+
+def test_parts_of_a_card_are_given_one_by_one_and_not_together() -> None:
+    parts = mixed((AcceleratorKind.NVIDIA, 2 * GIB), (AcceleratorKind.NVIDIA, 2 * GIB), part=True)
+    here = replace(host(gpus=(1,)), gpus=parts)
+    assert chosen(request(gpus_per_replica=1), here).placement.gpu_uuids == ("gpu-0",)
+    assert len(refused(request(gpus_per_replica=2), here)) == 1
+
+
 # -- containers ----------------------------------------------------------------------------------------------------
 
 BOTH_RUNTIMES = ("process", "docker")

@@ -1,6 +1,6 @@
 """A relay, and a host with its door and tunnel, as processes of their own with nothing else in them.
 
-``python -m tests.bench.door relay|host HOME`` prints what it listens on, and runs until its input ends. The host,
+``python -m tests.door_process relay|host HOME`` prints what it listens on, and runs until its input ends. The host,
 ``h-1``, shows one engine as instance ``m/1-a`` under fence 1.
 """
 
@@ -62,7 +62,7 @@ def prepare(home: Path) -> Authority:
 @contextmanager
 def process(kind: str, *arguments: str) -> Iterator[tuple[str, int]]:
     """(base URL, pid)."""
-    command = [sys.executable, "-m", "tests.bench.door", kind, *arguments]
+    command = [sys.executable, "-m", "tests.door_process", kind, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
         assert started.stdin is not None
         assert started.stdout is not None
