@@ -36,6 +36,8 @@ async def world(tmp_path: Path, docker_engine: DockerEngine, monkeypatch: pytest
         made = World(tmp_path, http, host_id, docker=docker_engine.url)
         yield made
         await made.supervisor.let_go()
+    for _, process in made.running():
+        os.kill(process.pid, signal.SIGKILL)
     for container in docker_engine.api.containers(all=True, filters={"label": f"holdfast.host={host_id}"}):
         docker_engine.api.remove_container(container["Id"], force=True)
 

@@ -96,6 +96,16 @@ async def test_image_that_was_never_in_a_registry_has_no_pin(
     assert (image.pin, image.has_entrypoint) == ("", False)
 
 
+async def test_digest_under_another_name_is_no_pin(
+    images: Images, docker_engine: DockerEngine, other_docker_engine: OwnEngine, registry: Registry, actor_image: str
+) -> None:
+    there = await images.ensure(registry.push(docker_engine, actor_image, "engines/actor:1"), Told())
+    other_docker_engine.api.tag(there.id, "made-here", "1")
+    here = await images.ensure("made-here:1", Told())
+    assert (here.id, here.pin) == (there.id, "")
+    other_docker_engine.api.remove_image("made-here:1")
+
+
 async def test_pull_by_two_at_once_gives_both_the_same(
     images: Images, docker_engine: DockerEngine, registry: Registry, llama_image: str
 ) -> None:

@@ -102,7 +102,7 @@ class Images:
                 continue
             except APIError as error:
                 raise CannotStart(f"cannot look for {image}: {_said(error)}") from error
-            return _image(facts, image)
+            return _image(facts, image, {tagged(source)[0] for source in self.registries.sources(image)})
         return None
 
     async def _pull(self, image: str, say: Say) -> None:
@@ -271,9 +271,11 @@ class PullProgress:
         )
 
 
-def _image(facts: Mapping[str, Any], asked: str) -> Image:
+def _image(facts: Mapping[str, Any], asked: str, names: set[str]) -> Image:
+    """``names``: under which it could be had again. It may have digests under others, where it is somebody else's."""
     name, _ = tagged(asked)
-    digests = [d.rpartition("@")[2] for d in facts.get("RepoDigests") or ()]
+    known = [d.partition("@") for d in facts.get("RepoDigests") or ()]
+    digests = [digest for repository, _, digest in known if repository in names]
     asked_digest = asked.rpartition("@")[2] if "@" in asked else ""
     digest = asked_digest if asked_digest in digests else next(iter(digests), "")
     config = facts.get("Config") or {}
