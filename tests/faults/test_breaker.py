@@ -1,10 +1,11 @@
 """Most hosts fall silent at once: what serves goes on, and nothing is replaced without a person."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.forward import Cable
 from tests.faults.load import steady_load
 from tests.stack import Stack, eventually
 
@@ -18,12 +19,21 @@ def lease(stack: Stack, host: str) -> str:
     return (stack.home / "hosts" / host / "lease.json").read_text()
 
 
+@pytest.fixture
+def cables() -> Iterator[dict[str, Cable]]:
+    made: dict[str, Cable] = {}
+    yield made
+    for cable in made.values():
+        cable.close()
+
+
 def test_replicas_stay_when_most_hosts_fall_silent_and_move_when_a_person_says_so(
-    new_stack: Callable[..., Stack], small_model: Path
+    new_stack: Callable[..., Stack], small_model: Path, cables: dict[str, Cable]
 ) -> None:
     stack = new_stack(**QUICK)
     for name in "abc":
-        stack.add_host(name)
+        cables[name] = Cable(stack.settings.relay_port)
+        stack.add_host(name, HOLDFAST_SERVER=f"https://127.0.0.1:{cables[name].port}")
     stack.deploy("smol", str(small_model))
     stack.until_ready("smol")
     [before] = stack.instances("smol")
@@ -33,7 +43,7 @@ def test_replicas_stay_when_most_hosts_fall_silent_and_move_when_a_person_says_s
 
     def fall_silent() -> None:
         for name in silent:
-            stack.hosts[name].kill()  # their engines go on, as when a network breaks
+            cables[name].cut()  # from the relay only: gateways still reach them
         eventually(lambda: stack.host(served_by)["replacement_paused"], within=40, what="replacement paused")
 
     with steady_load(stack, "smol") as load:
@@ -44,7 +54,7 @@ def test_replicas_stay_when_most_hosts_fall_silent_and_move_when_a_person_says_s
         assert stack.instances("smol")[0]["fence"] == before["fence"], "nobody was told"
         void = {name: lease(stack, name) for name in silent}
         for name in silent:
-            stack.hosts[name].start()
+            cables[name].mend()
         for name in silent:
             eventually(lambda n=name: lease(stack, n) != void[n], within=60, what=f"next lease of {name}")  # type: ignore[misc]
             assert stack.host(name)["state"] == "ready"

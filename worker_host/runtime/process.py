@@ -21,6 +21,8 @@ PORT = "HOLDFAST_ENGINE_PORT"
 _EXIT_POLL_S = 0.5
 """Only where the system has no pidfd."""
 _CAP_EVERY_S = 5.0
+_LABELLED_LOOKS = 500
+"""A thousandth of a second apart."""
 
 
 class ProcessRuntime:
@@ -54,7 +56,15 @@ class ProcessRuntime:
             raise CannotStart(str(error)) from error
         ref = ProcessRef(pid=child.pid, began=began(child.pid) or "")
         self._children[ref] = child
+        await self._until_labelled(child)
         return ref
+
+    async def _until_labelled(self, child: "subprocess.Popen[bytes]") -> None:
+        """The system shows an environment a moment after the program was loaded; until then nobody could find it."""
+        for _ in range(_LABELLED_LOOKS):
+            if child.poll() is not None or _is_labelled(child.pid):
+                return
+            await asyncio.sleep(0.001)
 
     def find(self, engine: EngineRef) -> ProcessRef | None:
         return next((ref for known, ref in self.all() if known == engine), None)
@@ -134,6 +144,13 @@ class ProcessRuntime:
             os.kill(ref.pid, number)
         except ProcessLookupError:
             return
+
+
+def _is_labelled(pid: int) -> bool:
+    try:
+        return _INSTANCE in psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
+        return False
 
 
 def _mine(handle: Handle) -> ProcessRef:
