@@ -172,8 +172,8 @@ def test_a_write_during_which_the_api_is_killed_is_done_whole_or_not_and_its_rep
         "placement": {"host_selector": {"no": "such"}},
     }
     interrupted = []
-    apis = iter(stack.start_more_apis(3 * len(KILLED_AFTER_S)))
     for n, after in enumerate(KILLED_AFTER_S):
+        apis = iter(stack.start_more_apis(3))
         name = f"write-{n}"
         body = {"name": name, "labels": {"n": name}, "spec": spec}
         create = Request("POST", "/deployments", name, body)
