@@ -92,4 +92,4 @@ def _forms(secret: str) -> Iterator[str]:
     """How a value may be printed: whole, line by line, within JSON or a URL."""
     for part in (secret, *secret.splitlines()):
         if len(part) >= _SHORTEST_SECRET:
-            yield from (part, json.dumps(part)[1:-1], quote(part, safe=""))
+            yield from (part, json.dumps(part)[1:-1], quote(part, safe="", errors="surrogatepass"))

@@ -13,7 +13,7 @@ from temporalio.client import Client
 from fleet.access.sealing import host_sealer
 from fleet.access.secrets import digest
 from fleet.access.tickets import TicketReader
-from fleet.inventory import Inventory, Registration
+from fleet.inventory import EngineRef, Inventory, Registration
 from fleet.join import Identity, StatusAnswer
 from fleet.logs import configure_logging
 from fleet.serving import CannotListen, run_until_told, until_done_or
@@ -181,6 +181,10 @@ class HostProcess:
     def _refusals(self) -> Sequence[Refusal]:
         return self._server.take_refusals()
 
+    def _in_flight(self, engine: EngineRef) -> int:
+        load = self._server.loads().get(engine)
+        return load.in_flight if load is not None else 0
+
     def _own_engines(self) -> Sequence[OwnEngine]:
         loads = self._server.loads()
         return [own_engine(record, loads.get(record.ref)) for record in self._supervisor.records()]
@@ -203,6 +207,7 @@ class HostProcess:
             logs=self._logs,
             sealer=self._sealer,
             http=self._http,
+            in_flight=self._in_flight,
             door=lambda: f"https://{in_url(self._address.current)}:{self._port}",
         )
 

@@ -123,7 +123,7 @@ class EngineProxy:
 
     def _forget_the_gone(self) -> None:
         for instance_id, engine in list(self._engines.items()):
-            if self._running(instance_id) != engine.running:
+            if self._running(instance_id) != engine.running and not engine.in_flight:
                 engine.close_idle()
                 del self._engines[instance_id]
 

@@ -17,6 +17,7 @@ from fleet.access.sealing import CannotOpen, Sealer
 from fleet.engines.adapter import EngineAdapter
 from fleet.engines.catalog import resolve
 from fleet.instances import EngineExit, EnginePhase, EngineReport
+from fleet.inventory import EngineRef
 from fleet.policy.hang import Level
 from worker_host.control_plane import ControlPlane, Gone
 from worker_host.endings import Endings
@@ -61,6 +62,8 @@ class HostParts:
     http: httpx.AsyncClient
     door: Callable[[], str]
     """URL of this host's own port."""
+    in_flight: Callable[[EngineRef], int]
+    """Requests on their way through this host to an engine and back."""
 
 
 class SupervisedEngine:
@@ -82,6 +85,11 @@ class SupervisedEngine:
     @property
     def record(self) -> EngineRecord:
         return self._record
+
+    @property
+    def leaving(self) -> bool:
+        """It finishes what it has, and takes nothing new."""
+        return self._stop.is_set()
 
     def begin(self) -> None:
         self._tasks = [
@@ -276,7 +284,8 @@ class SupervisedEngine:
         """Late metrics may come of much work; then its health check answers all the same."""
         text = await self._probe().metrics()
         if text is not None:
-            return bool(self._adapter.busy(text))
+            # What has just come, or waits to be read by a client, the engine does not count.
+            return self._parts.in_flight(self._record.ref) > 0 or bool(self._adapter.busy(text))
         return not self._record.suspect and await self._probe().healthy(_HEALTH_S)
 
     async def _stop_process(self, process: Handle) -> None:

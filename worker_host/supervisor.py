@@ -64,9 +64,14 @@ class Supervisor:
         return await known.metrics() if known is not None else None
 
     def where(self, instance_id: str) -> Running | None:
-        """Where the engine of an instance listens; None unless it has been ready: one that loads would say no."""
+        """Where the engine of an instance listens; None unless it has been ready: one that loads would say no.
+
+        None for one that leaves, too: gateways that have not heard of it yet ask another one instead.
+        """
         known = self._engines.get(instance_id)
-        if known is None or known.record.port is None or known.record.ready_since is None or known.record.ended:
+        if known is None or known.leaving or known.record.port is None:
+            return None
+        if known.record.ready_since is None or known.record.ended:
             return None
         return Running(known.record.launch.fence, known.record.port)
 

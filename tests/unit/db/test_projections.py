@@ -127,6 +127,7 @@ def test_ready_instance_is_published_with_its_fence_and_capacity(database: Datab
         "state": EndpointState.READY,
         "capacity": 3,
         "launch": 1,
+        "host_id": None,
     }
 
 

@@ -14,10 +14,11 @@ from fleet.hosts import Host
 from fleet.instances import Instance
 from fleet.model import Wire
 from fleet.resync import news_of
-from fleet.specs import CanarySpec, DeploymentSpec, HealthSpec, ModelSource, RestartSpec, RolloutSpec
+from fleet.specs import CanarySpec, ContainerSpec, DeploymentSpec, HealthSpec, ModelSource, RestartSpec, RolloutSpec
 
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
 _WIRE: dict[type[Wire], list[Wire]] = {
+    ContainerSpec: [ContainerSpec(), ContainerSpec(image="own:1", network="host", shm_bytes=1 << 30, host_ipc=True)],
     RestartSpec: [RestartSpec(), RestartSpec(max_failures=0, window_s=7, failures_per_host=1)],
     DeploymentSpec: [
         DeploymentSpec(model=ModelSource(path="m.gguf")),

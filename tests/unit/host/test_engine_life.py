@@ -175,6 +175,18 @@ async def test_cancellation_lets_running_requests_finish(world: World) -> None:
     assert world.temporal.cancellations == [TOKEN]
 
 
+async def test_an_engine_that_leaves_finishes_what_is_on_its_way_and_gets_nothing_new(world: World) -> None:
+    process = await world.serving()
+    assert world.supervisor.where(INSTANCE) is not None
+    world.in_flight = 1  # the engine has not noticed it yet
+    world.temporal.answers[TOKEN] = WANTED
+    await eventually(lambda: world.supervisor.where(INSTANCE) is None)
+    await beats_pass(lambda: world.temporal.beaten(TOKEN), more=10)
+    assert world.alive(process)
+    world.in_flight = 0
+    await world.gone()
+
+
 async def test_requests_that_never_finish_are_cut_off_after_the_drain(world: World) -> None:
     launch = world.launch()
     world.be_busy(busy=True)

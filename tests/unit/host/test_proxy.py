@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,7 +30,11 @@ from tests.unit.gateway.engines import (
 
 INSTANCE = "chat/1-a"
 CHAT = f"/engines/{INSTANCE}/v1/chat/completions"
-GOOD = ticket("h-1", Scope.ENGINE, INSTANCE, 1)
+
+
+def good() -> str:
+    """A ticket for the engine, made now: one that is made while tests are collected would have ended before them."""
+    return ticket("h-1", Scope.ENGINE, INSTANCE, 1)
 
 
 @asynccontextmanager
@@ -48,8 +52,9 @@ async def http(door: HostDoor) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def ask(
-    http: httpx.AsyncClient, path: str = CHAT, *, method: str = "POST", token: str = GOOD, **options: Any
+    http: httpx.AsyncClient, path: str = CHAT, *, method: str = "POST", token: str | None = None, **options: Any
 ) -> httpx.Response:
+    token = good() if token is None else token
     headers = {"authorization": f"Bearer {token}"} if token else {}
     headers |= options.pop("headers", {})
     name = {"sni_hostname": name_of_host("h-1")}
@@ -69,14 +74,14 @@ def in_flight(door: HostDoor) -> int:
 
 # -- who may ask ---------------------------------------------------------------------------------------------------
 
-BAD = {
-    "no_ticket": (401, ""),
-    "invalid": (401, GOOD[:-2]),
-    "expired": (401, ticket("h-1", Scope.ENGINE, INSTANCE, 1, now=1_000_000_000)),
-    "other_host": (403, ticket("h-2", Scope.ENGINE, INSTANCE, 1)),
-    "other_instance": (403, ticket("h-1", Scope.ENGINE, "chat/2-b", 1)),
-    "stale_fence": (403, ticket("h-1", Scope.ENGINE, INSTANCE, 2)),
-    "scope": (403, ticket("h-1", Scope.HOST, INSTANCE, 1)),
+BAD: dict[str, tuple[int, Callable[[], str]]] = {
+    "no_ticket": (401, lambda: ""),
+    "invalid": (401, lambda: good()[:-2]),
+    "expired": (401, lambda: ticket("h-1", Scope.ENGINE, INSTANCE, 1, now=1_000_000_000)),
+    "other_host": (403, lambda: ticket("h-2", Scope.ENGINE, INSTANCE, 1)),
+    "other_instance": (403, lambda: ticket("h-1", Scope.ENGINE, "chat/2-b", 1)),
+    "stale_fence": (403, lambda: ticket("h-1", Scope.ENGINE, INSTANCE, 2)),
+    "scope": (403, lambda: ticket("h-1", Scope.HOST, INSTANCE, 1)),
 }
 
 
@@ -84,7 +89,8 @@ BAD = {
 async def test_an_engine_takes_a_ticket_for_just_this_engine(
     door: HostDoor, http: httpx.AsyncClient, reason: str
 ) -> None:
-    status, token = BAD[reason]
+    status, make = BAD[reason]
+    token = make()
     async with engine(door) as behind:
         assert refused(await ask(http, token=token, content=b"{}")) == (status, reason)
         assert behind.connections == 0
@@ -137,7 +143,7 @@ async def test_refusals_are_told_apart_up_to_a_bound(door: HostDoor, http: httpx
 async def test_only_what_is_under_v1_of_an_engine_is_reached(door: HostDoor, path: str) -> None:
     async with engine(door) as behind:
         async with Raw(door) as raw:
-            await raw.send(f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {GOOD}\r\n\r\n".encode())
+            await raw.send(f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {good()}\r\n\r\n".encode())
             assert (await raw.reader.readline()).split()[1] in (b"401", b"403", b"404")
         assert behind.connections == 0
 
@@ -518,7 +524,7 @@ async def test_bytes_come_out_as_they_went_in_however_they_are_cut(
         st.text(st.characters(codec="latin-1", exclude_characters="\r\n \x00"), max_size=40),
         st.sampled_from([CHAT, "/metrics", "/files", f"/engines/{INSTANCE}/log", "//", "/engines//v1/"]),
     ),
-    st.one_of(st.binary(max_size=200), st.just(f"Bearer {GOOD}".encode())),
+    st.one_of(st.binary(max_size=200), st.builds(good).map(lambda token: f"Bearer {token}".encode())),
     st.binary(max_size=100),
 )
 async def test_whatever_is_sent_there_is_an_answer_and_never_a_5xx(
@@ -551,7 +557,7 @@ class Raw:
         self._writer.transport.abort()
 
     def head(self, *lines: str) -> bytes:
-        text = "\r\n".join((f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {GOOD}", *lines, "", ""))
+        text = "\r\n".join((f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {good()}", *lines, "", ""))
         return text.encode()
 
     async def send(self, data: bytes) -> None:

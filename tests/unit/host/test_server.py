@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -81,13 +81,13 @@ async def test_anybody_may_ask_whether_it_lives(host: HostAddress) -> None:
     assert (await get(host, "/healthz", token="")).json() == {"status": "ok"}
 
 
-BAD = {
-    "no_ticket": "",
-    "invalid": "x",
-    "expired": ticket("h-1", Scope.HOST, now=time.time() - 10_000),
-    "other_host": ticket("h-2", Scope.HOST),
-    "other_instance": ticket("h-1", Scope.HOST, "chat/9-z"),
-    "scope": ticket("h-1", Scope.TUNNEL),
+BAD: dict[str, Callable[[], str]] = {
+    "no_ticket": lambda: "",
+    "invalid": lambda: "x",
+    "expired": lambda: ticket("h-1", Scope.HOST, now=time.time() - 10_000),
+    "other_host": lambda: ticket("h-2", Scope.HOST),
+    "other_instance": lambda: ticket("h-1", Scope.HOST, "chat/9-z"),
+    "scope": lambda: ticket("h-1", Scope.TUNNEL),
 }
 
 
@@ -96,7 +96,7 @@ BAD = {
     "path", ["/files?path=m.gguf", f"/engines/{INSTANCE}/log", f"/engines/{INSTANCE}/metrics", "/metrics", "/nope"]
 )
 async def test_everything_else_takes_a_ticket_for_just_this(host: HostAddress, path: str, reason: str) -> None:
-    answer = await get(host, path, token=BAD[reason])
+    answer = await get(host, path, token=BAD[reason]())
     assert answer.status_code == (401 if reason in ("no_ticket", "invalid", "expired") else 403)
     assert (answer.headers["holdfast-refused"], "ticket" in answer.json()["detail"]) == (reason, True)
 
@@ -110,7 +110,7 @@ async def test_a_ticket_for_an_engine_shows_nothing_of_its_host(host: HostAddres
 async def test_those_who_were_turned_away_are_counted_and_told_once(host: HostAddress, door: HostDoor) -> None:
     for _ in range(3):
         await get(host, "/files", token="")
-    await get(host, f"/engines/{INSTANCE}/log", token=BAD["expired"])
+    await get(host, f"/engines/{INSTANCE}/log", token=BAD["expired"]())
     text = (await get(host, "/metrics")).text
     assert 'holdfast_host_refused_total{reason="no_ticket"} 3.0' in text
     assert 'holdfast_host_refused_total{reason="expired"} 1.0' in text

@@ -81,6 +81,7 @@ class World:
         self.control_plane = FakeControlPlane()
         self.engines = FakeEngines(_executable(folder / "llama-server"))
         self.logs = EngineLogs(folder / "logs")
+        self.in_flight = 0
         self.settings = Settings(home=folder, host_docker=docker)
         self.gpus: tuple[Gpu, ...] = ()
         self.models = folder / "models"
@@ -181,6 +182,7 @@ class World:
             sealer=SEALER,
             http=self._http,
             door=lambda: "https://127.0.0.1:7",
+            in_flight=lambda _: self.in_flight,
         )
         return Supervisor(parts)
 

@@ -273,7 +273,11 @@ async def test_the_newest_tunnel_of_a_host_counts(world: World) -> None:
         assert await reader.readexactly(1) == b"x"
         assert (len(first.dialled), len(second.dialled)) == (0, 1)
         writer.close()
-    assert not world.relay.tunnels.hosts
+
+    async def closed() -> bool:
+        return not world.relay.tunnels.hosts
+
+    await soon(closed)
 
 
 WRONG: dict[str, tuple[Callable[[World, str], str | None], int, str]] = {
