@@ -46,7 +46,7 @@ def test_replicas_stay_when_most_hosts_fall_silent_and_move_when_a_person_says_s
             cables[name].cut()  # from the relay only: gateways still reach them
         eventually(lambda: stack.host(served_by)["replacement_paused"], within=40, what="replacement paused")
 
-    with steady_load(stack, "smol") as load:
+    with steady_load(stack, "smol", pause=0.25) as load:
         fall_silent()
         paused = stack.host(served_by)
         assert paused["state"] == "lost"

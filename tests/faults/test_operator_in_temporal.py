@@ -71,7 +71,7 @@ def test_pause_unpause_and_reset_of_a_running_engine_do_not_touch_it(
         assert [now[k] for k in same] == [before[k] for k in same], f"after {after}\n{stack.logs()}"
         assert list(stack.engine_pids()) == [before["pid"]], f"after {after}"
 
-    with steady_load(stack, "smol") as load:
+    with steady_load(stack, "smol", pause=0.5) as load:
         operator.does("pause")
         operator.until_heard()
         assert operator.activity().get("paused")

@@ -98,7 +98,7 @@ def test_with_temporal_away_for_a_minute_models_serve_reads_work_and_no_change_i
 ) -> None:
     stack = new_stack()
     before = serve(stack, small_model)
-    with watched(stack) as checker, steady_load(stack, "smol") as load, writing(stack, "smol") as writer:
+    with watched(stack) as checker, steady_load(stack, "smol", pause=0.25) as load, writing(stack, "smol") as writer:
         eventually(lambda: writer.acknowledged >= 3, what="changes are taken")
         stack.temporal.kill()
         killed = time.monotonic()
@@ -128,7 +128,7 @@ def test_with_the_database_away_models_serve_refusals_are_clean_and_all_recovers
 
 def _database_goes_away_and_comes_back(stack: Stack, stop: Callable[..., None], start: Callable[[], None]) -> None:
     before = engines(stack)
-    with watched(stack) as checker, steady_load(stack, "smol") as load, writing(stack, "smol") as writer:
+    with watched(stack) as checker, steady_load(stack, "smol", pause=0.25) as load, writing(stack, "smol") as writer:
         eventually(lambda: writer.acknowledged >= 3, what="changes are taken")
         stop(crash=True)
         stopped = time.monotonic()

@@ -95,7 +95,7 @@ async def test_everything_is_taken_up_again_and_no_request_fails(stack: Stack, s
     old = set(tokens(stack).values())
     assert len(old) == 4
 
-    with steady_load(stack, "smol") as load:
+    with steady_load(stack, "smol", pause=0.25) as load:
         lose_temporal(stack)
         assert lost(stack)["deployments"] == ["broken", "idle", "smol"]
         first = resync(stack)
