@@ -207,7 +207,7 @@ def actor() -> Path:
 @pytest.fixture(scope="session")
 def actor_image(docker_engine: DockerEngine, actor: Path) -> str:
     """With the actor, and without an entrypoint."""
-    _build(docker_engine, ACTOR, {"actor": actor}, "ENV PATH=/\n")
+    build_image(docker_engine, ACTOR, {"actor": actor}, "ENV PATH=/\n")
     return ACTOR
 
 
@@ -224,7 +224,7 @@ def llama_image(docker_engine: DockerEngine, llama_server_binary: Path) -> str:
     for path in _libraries(llama_server_binary):
         if root not in path.parents:
             files[str(path).lstrip("/")] = path.resolve()
-    _build(docker_engine, LLAMA_SERVER, files, 'ENTRYPOINT ["/opt/llama/bin/llama-server"]\n')
+    build_image(docker_engine, LLAMA_SERVER, files, 'ENTRYPOINT ["/opt/llama/bin/llama-server"]\n')
     return LLAMA_SERVER
 
 
@@ -233,7 +233,7 @@ def _libraries(binary: Path) -> list[Path]:
     return [Path(word) for word in told.split() if word.startswith("/")]
 
 
-def _build(engine: DockerEngine, tag: str, files: dict[str, Path], more: str) -> None:
+def build_image(engine: DockerEngine, tag: str, files: dict[str, Path], more: str) -> None:
     """FROM scratch: nothing is fetched."""
     context, root = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=root, mode="w") as tar:

@@ -47,14 +47,17 @@ def note(settings: Settings) -> str:
 
 def _container(settings: Settings, server: str, token: str) -> str:
     image = settings.host_image or f"holdfast:{version('holdfast')}"
-    # The folder has one name inside and outside: engines are started by the machine's Docker, with its paths.
-    return f"""docker run -d --name holdfast-host --restart unless-stopped --network host --pid host \\
+    # The folder has one name inside and outside: engines are started by the machine's Docker, with its paths. With the
+    # machine's process ids the host sees its engines also while Docker is away. Only root may use the socket.
+    return f"""docker run -d --name holdfast-host --restart unless-stopped --stop-timeout 60 \\
+  --user 0 --network host --pid host \\
   $(if command -v nvidia-smi >/dev/null; then echo --gpus all; fi) \\
-  -v /var/run/docker.sock:/var/run/docker.sock -v /etc/machine-id:/etc/machine-id:ro \\
-  -v /var/lib/holdfast:/var/lib/holdfast -e HOLDFAST_HOME=/var/lib/holdfast -e HOLDFAST_HOST_RUNTIME=docker \\
+  $(if [ -s /etc/machine-id ]; then echo -v /etc/machine-id:/etc/machine-id:ro; fi) \\
+  -v /var/run/docker.sock:/var/run/docker.sock \\
+  -v /var/lib/holdfast:/var/lib/holdfast -e HOLDFAST_HOME=/var/lib/holdfast \\
   -e HOLDFAST_SERVER={shlex.quote(server)} \\
   -e HOLDFAST_HOST_TOKEN={shlex.quote(token)} \\
-  {shlex.quote(image)} holdfast host"""
+  {shlex.quote(image)} host"""
 
 
 def _script(settings: Settings, server: str, token: str) -> str:

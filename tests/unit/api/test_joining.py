@@ -53,7 +53,8 @@ def test_container_gets_the_gpus_where_there_are_any(gpus: bool, tmp_path: Path)
         [shell, "-c", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True, timeout=10
     )
     said = done.stdout.splitlines()
-    assert said[-3:] == ["registry.example/holdfast@sha256:1", "holdfast", "host"]
+    assert said[-2:] == ["registry.example/holdfast@sha256:1", "host"], "`holdfast` is the image's entrypoint"
+    assert said[said.index("--user") + 1] == "0", "or the Docker socket is closed to it"
     assert (said[said.index("--gpus") + 1] == "all") if gpus else ("--gpus" not in said)
     assert f"HOLDFAST_SERVER={SERVER}" in said
     assert f"HOLDFAST_HOST_TOKEN={TOKEN}" in said

@@ -96,3 +96,12 @@ def test_every_requirement_is_pinned_once_and_fits(project: dict[str, Any]) -> N
         if requirement.name != "holdfast":
             pinned = versions[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(pinned), f"{requirement} but {pinned}"
+
+
+def test_image_is_made_of_the_packages_and_what_pip_asks_for() -> None:
+    """All else is left out: keys, caches and homes that lie in the checkout."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert lines[0] == "*"
+    taken = {line[1:] for line in lines if line.startswith("!")}
+    assert taken == TOP_LEVEL | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert all((ROOT / name).exists() for name in taken)
