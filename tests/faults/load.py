@@ -14,6 +14,8 @@ import httpx
 from tests.stack import Stack
 
 _TOKENS, _TOKENS_STREAMED = 4, 24
+_ENOUGH = 20
+"""Answers that say that requests go on."""
 _PATIENCE_S = 60.0
 _ON_ITS_WAY_S = 0.1
 """What an engine said before it was killed, and we heard after it."""
@@ -55,13 +57,13 @@ class Load:
         times = sorted(o.ended for o in self.outcomes if o.ok and o.ended >= since)
         return max((b - a for a, b in itertools.pairwise(times)), default=float("inf"))
 
-    def assert_unharmed(self, at_least: int = 20) -> None:
+    def assert_unharmed(self, at_least: int = _ENOUGH) -> None:
         """Nothing failed, and enough was asked for that to mean something."""
         assert not (failed := self.failures()), _list(failed)
         assert self.answered() >= at_least, f"only {self.answered()} requests were answered"
 
     def assert_only_begun_streams_were_cut(
-        self, kills: Sequence[float] = (), *, at_most: int, since: float = 0.0, at_least: int = 20
+        self, kills: Sequence[float] = (), *, at_most: int, since: float = 0.0, at_least: int = _ENOUGH
     ) -> None:
         """No request failed that the gateway could have sent again; ``kills``: when engines were killed.
 
@@ -98,10 +100,18 @@ def steady_load(
         thread.start()
     try:
         yield load
+        _until_it_means_something(load)
     finally:
         stop.set()
         for thread in threads:
             thread.join(_PATIENCE_S)
+
+
+def _until_it_means_something(load: Load) -> None:
+    """What was to be seen may be over before a busy machine has answered much."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while load.answered() < _ENOUGH and not load.failures() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _ask_on(stack: Stack, model: str, streamed: bool, load: Load, stop: threading.Event, pause: float) -> None:
