@@ -21,6 +21,7 @@ import uvloop
 from api.relay import serve
 from fleet.access.authority import name_of_host, new_key, public_key_of, signing_request
 from fleet.access.keys import master_sealer_of
+from fleet.access.sealing import host_sealer
 from fleet.access.tickets import TicketReader
 from fleet.db.authority import Authority, ensure
 from fleet.db.migrate import upgrade
@@ -34,6 +35,7 @@ from tests.stack import free_ports
 from tests.unit.gateway.process import stop_when_input_ends
 from worker_host.engine_log import EngineLogs
 from worker_host.link import Link
+from worker_host.log_reader import LogReader
 from worker_host.proxy import Running
 from worker_host.server import HostServer, open_door
 from worker_host.tunnel import Tunnel
@@ -67,7 +69,9 @@ def process(kind: str, *arguments: str) -> Iterator[tuple[str, int]]:
         assert started.stdin is not None
         assert started.stdout is not None
         try:
-            yield started.stdout.readline().strip(), started.pid
+            url = started.stdout.readline().strip()
+            assert url, f"{kind} did not start: see what it said above"
+            yield url, started.pid
         finally:
             started.stdin.close()
             started.wait(20)
@@ -105,7 +109,7 @@ async def _host(home: Path, engine: str) -> None:
         host_id=HOST,
         tickets=TicketReader([keys.tickets.public_key]),
         models=home,
-        logs=EngineLogs(home),
+        log_reader=LogReader(EngineLogs(home), host_sealer(HOST)),
         running=lambda instance: running if instance == INSTANCE else None,
         metrics_of=_no_metrics,
         metrics=bytes,
