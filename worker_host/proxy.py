@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from fleet.access.tickets import Scope
 from fleet.http.connection import BadReply, ConnectFailed, Connection, Died, UpstreamError
 from fleet.http.dial import connect
-from fleet.http.door import REFUSED, STATUS, Reason
+from fleet.http.door import FRESH, REFUSED, STATUS, Reason
 from fleet.inventory import EngineRef
 from worker_host.guard import Guard, NotAdmitted
 
@@ -51,7 +51,7 @@ _OF_ONE_HOP = frozenset(
         b"upgrade",
     }
 )
-_NOT_FOR_ENGINES = _OF_ONE_HOP | {b"authorization", b"content-length", b"cookie", b"expect", b"host"}
+_NOT_FOR_ENGINES = _OF_ONE_HOP | {b"authorization", b"content-length", b"cookie", b"expect", b"host", FRESH}
 _NOT_FOR_CLIENTS = _OF_ONE_HOP | {b"alt-svc", b"date", b"server", b"set-cookie"}
 _BODILESS_METHODS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
@@ -156,10 +156,10 @@ class _Engine:
         """The youngest last."""
         self._prune: asyncio.TimerHandle | None = None
 
-    async def acquire(self) -> Connection:
-        """Raises ConnectFailed."""
+    async def acquire(self, *, fresh: bool) -> Connection:
+        """One that was not used before, if ``fresh``. Raises ConnectFailed."""
         now = self._loop.time()
-        while self._idle:
+        while self._idle and not fresh:
             connection = self._idle.pop()
             if not connection.closed and connection.deadline > now:
                 return connection
@@ -221,7 +221,7 @@ class _Exchange:
             message = await receive()
             if message["type"] != "http.request":
                 return
-            connection = self._connection = await engine.acquire()
+            connection = self._connection = await engine.acquire(fresh=_has(self._scope["headers"], FRESH))
             chunked = self._begin(connection, message)
             feeder = asyncio.create_task(self._feed(connection, receive, message, chunked=chunked))
             await self._answer(connection, send)
@@ -312,6 +312,10 @@ def authorization_of(headers: Headers) -> bytes | None:
         if name == b"authorization":
             return value
     return None
+
+
+def _has(headers: Headers, wanted: bytes) -> bool:
+    return any(name == wanted for name, _ in headers)
 
 
 def peer_of(scope: Mapping[str, Any]) -> str:

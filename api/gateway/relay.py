@@ -14,6 +14,7 @@ from api.gateway.route import Route
 from api.gateway.upstream import Upstream
 from api.gateway.way import HostEnds, HungUp, NotLetIn
 from fleet.http.connection import ConnectFailed, Connection, Died, TimedOut, UpstreamError, Withdrawn
+from fleet.http.door import FRESH
 from fleet.policy.blame import clients_fault
 from fleet.policy.latency import bucket
 
@@ -24,6 +25,7 @@ CLIENT_LEFT = 499
 _BROKEN_OFF = 502
 _MAY_BE_THE_CLIENTS = (500, 501)
 _JUDGED_BYTES = 64 << 10
+_OVER_A_NEW_ONE = FRESH + b": 1\r\n"
 _MOVES = 2
 """How often a request is asked elsewhere because its engine was withdrawn."""
 
@@ -258,10 +260,11 @@ class _Exchange:
             # A second time over a new connection: an old one might end without a word as well.
             connection = self._connection = await (upstream.connect() if call.resent else upstream.acquire())
             body = call.body
-            head = b"%bcontent-length: %d\r\n%b\r\n" % (
+            head = b"%bcontent-length: %d\r\n%b%b\r\n" % (
                 upstream.request_head(call.path),
                 len(body),
                 call.forwarded,
+                _OVER_A_NEW_ONE if call.resent and upstream.may_return else b"",
             )
             connection.begin(head, body, call.abandon)
             try:

@@ -1,9 +1,11 @@
-"""How the proxy of a host says that it, and not the engine, has answered: a header with the reason."""
+"""The headers between a gateway and the proxy of a host; among them, that the proxy and not the engine has answered."""
 
 from enum import StrEnum
 
 REFUSED = b"holdfast-refused"
 """Never passed on from an engine, nor to a client of a gateway."""
+FRESH = b"holdfast-fresh"
+"""In a request that is sent again: the engine is to get it over a connection that was not used before."""
 
 
 class Reason(StrEnum):

@@ -224,7 +224,7 @@ async def test_log_of_an_engine_that_talks_too_much_keeps_beginning_and_end(
     await logged(rig, handle)
     kept = numbers(rig.log())
     assert kept[0] in (0, 1)
-    assert max(kept[-100:]) == 99_999, "the two outputs may overtake each other"
+    assert {99_998, 99_999} <= set(kept), "the end of both outputs, of which one may be far ahead of the other"
     assert len(kept) < 50_000
     assert rig.log().stat().st_blocks * 512 < 512 << 10
 

@@ -336,6 +336,19 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(
         assert not answer.complete
 
 
+async def test_a_request_that_is_sent_again_gets_a_connection_of_its_own_behind_the_host_too(
+    world: World, gateway: Gateway, tmp_path: Path
+) -> None:
+    async def tired(exchange: Exchange) -> None:
+        await (echo if exchange.number == 1 else hang_up)(exchange)
+
+    async with fleet(world, tmp_path, tired, tired) as f:
+        await gateway.refresh()
+        assert await statuses(gateway, 8) == {200: 8}
+        assert sum(f.asked) > 8, "old connections did end"
+        assert not any(b"holdfast-" in head for engine in f.engines for head in engine.requests)
+
+
 async def test_a_host_process_that_ends_breaks_off_what_it_carries_and_the_next_one_is_found(
     world: World, gateway: Gateway, tmp_path: Path
 ) -> None:
