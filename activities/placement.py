@@ -16,8 +16,9 @@ from fleet.db.session import Database
 from fleet.db.tables import DeploymentRow, HostRow
 from fleet.host_client import FileFacts
 from fleet.model_files import ModelFiles
-from fleet.placement.choose import Choice, HostView, ModelFile, choose
+from fleet.placement.choose import Choice, choose
 from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Unplaceable
+from fleet.placement.view import HostView, ModelFile
 
 _LOOKS = 10
 """How often a lost race makes us look again before we let the workflow wait."""
@@ -79,7 +80,7 @@ class PlacementActivities(PlacementContract):
 
     async def _hosts(self, request: PlacementRequest) -> list[HostView]:
         ready = await self._database.aread(lambda s: ready_hosts(s, request.deployment))
-        files = await self._files.on([h.address for h in ready], request.model_path)
+        files = await self._files.on([h.address for h in ready], request.spec.model_path)
         return [self._with_model(h, files) for h in ready]
 
     @staticmethod
@@ -98,7 +99,7 @@ class PlacementActivities(PlacementContract):
         if replicas_by_host(session, request.deployment).get(host_id, 0) > choice.replicas_there:
             raise claims.ClaimLost(f"another replica was placed on {host_id} meanwhile")  # they should spread
         placement = choice.placement.model_copy(
-            update={"env_for_host": self._seal_for(session, host_id, request.env_sealed)}
+            update={"env_for_host": self._seal_for(session, host_id, request.spec.env_sealed)}
         )
         claims.claim(session, request.instance_id, request.fence, placement, choice.generation)
         return placement

@@ -231,7 +231,7 @@ class WorkflowClient:
 
 
 def _summary(deployment: Deployment) -> str:
-    return f"{deployment.name}: {deployment.spec.model.path.rsplit('/', 1)[-1]}"
+    return f"{deployment.name}: {deployment.spec.model.display}"
 
 
 async def _patiently(call: Awaitable[T], what: str = "") -> T:

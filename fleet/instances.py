@@ -199,23 +199,12 @@ def apply_report(instance: Instance, report: EngineReport) -> Instance:
 
 def placement_request(instance: Instance) -> PlacementRequest:
     """Room for this instance under its present fence."""
-    spec = instance.spec
     return PlacementRequest(
         instance_id=instance.instance_id,
         deployment=instance.deployment,
         fence=instance.fence,
-        engine=spec.engine,
-        engine_version=spec.engine_version,
-        model_path=spec.model_path,
-        memory_bytes=spec.memory_bytes,
-        concurrency=spec.concurrency,
-        max_model_len=spec.max_model_len,
-        gpus_per_replica=spec.gpus_per_replica,
-        host_selector=spec.host_selector,
+        spec=instance.spec,
         excluded_hosts=instance.excluded_hosts,
-        env_sealed=spec.env_sealed,
-        runtime=spec.runtime,
-        image=spec.container.image or "",
     )
 
 

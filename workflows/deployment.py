@@ -298,4 +298,4 @@ class DeploymentWorkflow:
 
 
 def _model_name(d: Deployment) -> str:
-    return d.spec.model.path.rsplit("/", 1)[-1]
+    return d.spec.model.display

@@ -2,7 +2,7 @@
 
 from api.state import Services
 from fleet.db.hosts import ReadyHost, ready_hosts
-from fleet.engines.catalog import resolve
+from fleet.engines.catalog import ADAPTERS, resolve
 from fleet.errors import InvalidInput
 from fleet.host_client import FileFacts
 from fleet.specs import DeploymentSpec
@@ -10,6 +10,16 @@ from fleet.specs import DeploymentSpec
 
 async def check_spec(services: Services, spec: DeploymentSpec) -> tuple[str, str]:
     """(engine, version) to run it with. Raises InvalidInput naming the field and the remedy."""
+    if spec.model.source != "local":
+        raise InvalidInput(
+            f"models of {spec.model.source} can be evaluated, but not deployed from there",
+            field="spec.model.source",
+            hint="download it to the hosts and name its path: model.source 'local'",
+        )
+    if spec.engine not in ("auto", *ADAPTERS):
+        raise InvalidInput(
+            f"there is no engine {spec.engine!r}", field="spec.engine", hint=f"use one of: auto, {', '.join(ADAPTERS)}"
+        )
     adapter = resolve(spec.engine)
     for index, remedy in adapter.refuse(spec.engine_args).items():
         raise InvalidInput(
@@ -21,7 +31,7 @@ async def check_spec(services: Services, spec: DeploymentSpec) -> tuple[str, str
     ready = await services.database.aread(lambda s: ready_hosts(s, ""))
     hosts = [h for h in ready if all(h.view.labels.get(k) == v for k, v in selector)]
     version = _version(adapter.name, spec.engine_version, adapter.default_version, hosts)
-    facts = await services.files.on([h.address for h in hosts], spec.model.path)
+    facts = await services.files.on([h.address for h in hosts], spec.model.path or "")
     _check_file(spec, hosts, {k: v for k, v in facts.items() if v is not None})
     return adapter.name, version
 
@@ -45,7 +55,7 @@ def _check_file(spec: DeploymentSpec, hosts: list[ReadyHost], facts: dict[str, F
     """Refuse a model that no host has. Hosts that do not answer get the benefit of the doubt."""
     if not facts or len(facts) < len(hosts):
         return
-    path = spec.model.path
+    path = spec.model.path or ""
     names = ", ".join(sorted(h.view.name for h in hosts))
     if not any(f.exists for f in facts.values()):
         raise InvalidInput(

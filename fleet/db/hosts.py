@@ -11,8 +11,8 @@ from fleet.db.gpu_status import NOT_REPORTED
 from fleet.db.tables import ClaimRow, GpuRow, HostRow, HostStatusRow
 from fleet.host_client import HostAddress
 from fleet.inventory import AcceleratorKind, Gpu, Inventory, Registration
-from fleet.placement.choose import GpuView, HostView
 from fleet.placement.room import gpu_room
+from fleet.placement.view import GpuView, HostView
 from fleet.states import ClaimState, HostState, Maintenance
 
 

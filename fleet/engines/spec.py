@@ -1,7 +1,7 @@
 """What an engine is told to do, independent of which engine it is."""
 
 from fleet.model import Record
-from fleet.specs import ContainerSpec
+from fleet.specs import ContainerSpec, CustomEngine, KvCacheSpec, LoraSpec, PlacementSpec, SpeculativeSpec
 
 
 class EngineSpec(Record):
@@ -18,8 +18,6 @@ class EngineSpec(Record):
     concurrency: int | None = None
     cpu_threads: int | None = None
     memory_bytes: int | None = None
-    gpus_per_replica: int | None = None
-    host_selector: dict[str, str] = {}
     start_timeout_s: int = 1800
     unresponsive_timeout_s: int = 15
     stall_timeout_s: int = 300
@@ -28,3 +26,10 @@ class EngineSpec(Record):
     """0: never."""
     runtime: str = "auto"
     container: ContainerSpec = ContainerSpec()
+    ram_bytes: int | None = None
+    """Of host RAM besides GPUs; None: what sizing says."""
+    placement: PlacementSpec = PlacementSpec()
+    kv_cache: KvCacheSpec = KvCacheSpec()
+    speculative: SpeculativeSpec | None = None
+    lora: tuple[LoraSpec, ...] = ()
+    custom: CustomEngine | None = None

@@ -1,58 +1,17 @@
 """Where does a replica go? Pure: hosts in, a choice or the reasons against out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fleet.engines.catalog import resolve
 from fleet.inventory import AcceleratorKind, EngineBuild
 from fleet.placement.request import Placement, PlacementRequest, Unplaceable
+from fleet.placement.view import HostView, ModelFile
 from fleet.sizing.estimate import replica_memory
 
 _EXCLUDED = "excluded after failures there, and others could run it (forgotten after a while, or by `holdfast restart`)"
 
 _NO_DOCKER = "has no Docker engine: install one there, or set spec.runtime to 'auto' or 'process'"
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A model file as one host sees it."""
-
-    path: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class GpuView:
-    uuid: str
-    free_bytes: int
-    total_bytes: int
-    kind: AcceleratorKind = AcceleratorKind.NVIDIA
-    part: bool = False
-    """A MIG instance: an engine sees only one of them, so it cannot be used together with others."""
-
-
-@dataclass(frozen=True)
-class HostView:
-    """A host that is ready, as placement sees it."""
-
-    host_id: str
-    name: str
-    generation: int
-    labels: dict[str, str]
-    ram_free_bytes: int
-    ram_total_bytes: int
-    gpus: tuple[GpuView, ...]
-    """Healthy ones that take claims."""
-    engines: tuple[EngineBuild, ...]
-    replicas_of_deployment: int
-    model: ModelFile | None
-    """None: the host does not have the file."""
-    cordoned_gpus: tuple[tuple[str, str], ...] = ()
-    """(UUID, reason) of those that take no claims."""
-    runtimes: tuple[str, ...] = ("process",)
-    """What engines can run in here."""
-    reserved_for: dict[str, str] = field(default_factory=dict)
-    """Labels that a deployment must carry to be placed here."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +25,15 @@ class Choice:
 
 def need(request: PlacementRequest, model: ModelFile) -> int:
     """Bytes that one replica takes, on each of its GPUs or in RAM."""
-    if request.memory_bytes is not None:
-        return request.memory_bytes
-    adapter = resolve(request.engine)
+    if request.spec.memory_bytes is not None:
+        return request.spec.memory_bytes
+    adapter = resolve(request.spec.engine)
     whole = replica_memory(
         model.size_bytes,
-        request.max_model_len or adapter.default_context,
-        request.concurrency or adapter.default_concurrency,
+        request.spec.max_model_len or adapter.default_context,
+        request.spec.concurrency or adapter.default_concurrency,
     )
-    return -(-whole // max(1, request.gpus_per_replica or 1))
+    return -(-whole // max(1, request.spec.placement.gpus_per_replica or 1))
 
 
 def choose(request: PlacementRequest, hosts: Sequence[HostView]) -> Choice | Unplaceable:
@@ -111,15 +70,16 @@ def _fit(request: PlacementRequest, host: HostView) -> Placement | str:
     if why_not or host.model is None:
         return why_not
     bytes_needed, kinds = need(request, host.model), _accelerators(request, host)
-    if request.gpus_per_replica != 0:
-        gpus = _fullest_that_fit(host, kinds, bytes_needed, request.gpus_per_replica or 1)
+    if request.spec.placement.gpus_per_replica != 0:
+        gpus = _fullest_that_fit(host, kinds, bytes_needed, request.spec.placement.gpus_per_replica or 1)
         if gpus:
             return Placement(
                 host_id=host.host_id, gpu_uuids=gpus, memory_bytes=bytes_needed, model_path=host.model.path
             )
-    if request.gpus_per_replica:
+    if request.spec.placement.gpus_per_replica:
         best = max((g.free_bytes for g in host.gpus if g.kind in kinds), default=0)
-        why_not = f"needs {request.gpus_per_replica} GPUs with {_gib(bytes_needed)} free; the best has {_gib(best)}"
+        count = request.spec.placement.gpus_per_replica
+        why_not = f"needs {count} GPUs with {_gib(bytes_needed)} free; the best has {_gib(best)}"
         return why_not + _cordoned(host)
     if host.ram_free_bytes < bytes_needed:
         free = f"{_gib(host.ram_free_bytes)} of {_gib(host.ram_total_bytes)} is free"
@@ -139,38 +99,36 @@ def _unable(request: PlacementRequest, host: HostView) -> bool:
 
 def _unsuited(request: PlacementRequest, host: HostView) -> str:
     """Why ``host`` cannot run the replica, whatever its room; empty: it can."""
-    missing = {k: v for k, v in request.host_selector.items() if host.labels.get(k) != v}
+    missing = {k: v for k, v in request.spec.placement.host_selector.items() if host.labels.get(k) != v}
     if missing:
         return "lacks label " + _listed(missing)
     if not host.reserved_for.items() <= request.labels.items():
         return f"is reserved for deployments with label {_listed(host.reserved_for)}"
-    if request.runtime not in ("auto", *host.runtimes):
-        return _NO_DOCKER if request.runtime == "docker" else f"runs no engines as {request.runtime}"
-    if request.runtime == "docker" and not _builds(request, host):
-        return f"has no image for {request.engine}: name one in spec.container.image"
+    if request.spec.runtime not in ("auto", *host.runtimes):
+        return _NO_DOCKER if request.spec.runtime == "docker" else f"runs no engines as {request.spec.runtime}"
+    if request.spec.runtime == "docker" and not _builds(request, host):
+        return f"has no image for {request.spec.engine}: name one in spec.container.image"
     if not _builds(request, host):
-        return f"cannot run {request.engine} {request.engine_version}".rstrip()
-    return f"does not have the file {request.model_path}" if host.model is None else ""
+        return f"cannot run {request.spec.engine} {request.spec.engine_version}".rstrip()
+    return f"does not have the file {request.spec.model_path}" if host.model is None else ""
 
 
 def _builds(request: PlacementRequest, host: HostView) -> list[EngineBuild]:
     """What could run it there. An image is what it is: no version is asked of it."""
+    spec = request.spec
     if _own_image(request, host):
-        return [EngineBuild(engine=request.engine, version="", origin="image", image=request.image)]
-    return [
-        b
-        for b in host.engines
-        if b.engine == request.engine and _runs_in(b, request, host) and _is_version(b, request.engine_version)
-    ]
+        return [EngineBuild(engine=spec.engine, version="", origin="image", image=spec.container.image or "")]
+    suited = (b for b in host.engines if b.engine == spec.engine and _runs_in(b, request, host))
+    return [b for b in suited if _is_version(b, spec.engine_version)]
 
 
 def _own_image(request: PlacementRequest, host: HostView) -> bool:
-    return bool(request.image) and request.runtime != "process" and "docker" in host.runtimes
+    return bool(request.spec.container.image) and request.spec.runtime != "process" and "docker" in host.runtimes
 
 
 def _runs_in(build: EngineBuild, request: PlacementRequest, host: HostView) -> bool:
     runtime = "docker" if build.origin == "image" else "process"
-    return request.runtime in ("auto", runtime) and runtime in host.runtimes
+    return request.spec.runtime in ("auto", runtime) and runtime in host.runtimes
 
 
 def _is_version(build: EngineBuild, version: str) -> bool:
@@ -181,7 +139,7 @@ def _accelerators(request: PlacementRequest, host: HostView) -> set[AcceleratorK
     """Which kinds of GPU its engine can use there. Of a deployment's own image only its author knows: it gets GPUs if
     it asks for them."""
     if _own_image(request, host):
-        return {gpu.kind for gpu in host.gpus} if request.gpus_per_replica else set()
+        return {gpu.kind for gpu in host.gpus} if request.spec.placement.gpus_per_replica else set()
     return {kind for b in _builds(request, host) for kind in b.accelerators} - {AcceleratorKind.CPU}
 
 

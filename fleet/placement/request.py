@@ -1,6 +1,8 @@
 """What placement is asked and what it answers."""
 
+from fleet.engines.spec import EngineSpec
 from fleet.model import Record
+from fleet.sizing.sizing import Sizing
 
 
 class PlacementRequest(Record):
@@ -8,28 +10,42 @@ class PlacementRequest(Record):
     deployment: str
     fence: int
     """Grows with every placement of the instance; asking twice with one fence gives one claim."""
-    engine: str
-    engine_version: str
-    model_path: str
-    memory_bytes: int | None = None
-    """Claim exactly this; None: estimate from the model file."""
-    concurrency: int | None = None
-    max_model_len: int | None = None
-    gpus_per_replica: int | None = None
-    host_selector: dict[str, str] = {}
+    spec: EngineSpec
     labels: dict[str, str] = {}
     """Of the deployment, as they are now: a host may be reserved for some."""
     excluded_hosts: tuple[str, ...] = ()
-    env_sealed: dict[str, str] = {}
-    runtime: str = "auto"
-    image: str = ""
-    """The deployment's own."""
+    priority: int = 1
+    """0 low, 1 normal, 2 high, 3 critical."""
+
+
+class ModelCard(Record):
+    """What engines are told differently for different models."""
+
+    architecture: str = ""
+    model_type: str = ""
+    task: str = "generate"
+    format: str = "gguf"
+    fingerprint: str = ""
+    quantization: str = ""
+
+
+class Member(Record):
+    """A further host of a replica that spans several."""
+
+    host_id: str
+    gpu_uuids: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    address: str = ""
+    """On the network that the hosts of a gang share."""
+    model_path: str = ""
+    env_for_host: dict[str, str] = {}
 
 
 class Placement(Record):
     """A claim that was made."""
 
     host_id: str
+    """Of a gang: the leader's, where requests go."""
     gpu_uuids: tuple[str, ...] = ()
     memory_bytes: int = 0
     """Per GPU, or of RAM where there is no GPU."""
@@ -37,6 +53,21 @@ class Placement(Record):
     """Absolute path on that host."""
     env_for_host: dict[str, str] = {}
     """Environment values, sealed anew so that only this host can read them."""
+    ram_bytes: int = 0
+    """Of each host's RAM, besides GPUs."""
+    ports: tuple[int, ...] = ()
+    """Of the host, claimed with it; the first is the engine's own. Empty: the host picks one."""
+    address: str = ""
+    """Of the leader on the network that the hosts of a gang share."""
+    sizing: Sizing | None = None
+    """What was booked, as the engine is told; None: a person named the bytes, or nothing is known of the model."""
+    card: ModelCard = ModelCard()
+    followers: tuple[Member, ...] = ()
+    """The other hosts of a gang, by rank from 1."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return (self.host_id, *(m.host_id for m in self.followers))
 
 
 class Unplaceable(Record):

@@ -126,8 +126,10 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
             host_id=host_id,
             gpu_uuids=self.gpus.get(host_id, ()),
             memory_bytes=1,
-            model_path=f"/models/{request.model_path}",
-            env_for_host={k: host_sealer(host_id).seal(self.master.open(v)) for k, v in request.env_sealed.items()},
+            model_path=f"/models/{request.spec.model_path}",
+            env_for_host={
+                k: host_sealer(host_id).seal(self.master.open(v)) for k, v in request.spec.env_sealed.items()
+            },
         )
         self.claims.append(Claim(request.instance_id, request.fence, placement))
         return PlaceResult(placement=placement)

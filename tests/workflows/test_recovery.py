@@ -280,7 +280,7 @@ async def test_context_that_fits_is_used_and_stays_visible(world: World) -> None
     assert [e.launch.spec.max_model_len for e in host.engines] == [40960, 32640]
     [ready] = world.fleet.of(name)
     assert ready.hint == "Runs with max_model_len 32640 instead of 40960, because more did not fit (oom_kv)."
-    assert world.fleet.placements[-1].max_model_len == 32640
+    assert world.fleet.placements[-1].spec.max_model_len == 32640
 
 
 async def test_gpu_fault_is_noted_before_its_room_is_given_back(world: World) -> None:

@@ -16,11 +16,13 @@ from fleet.db.host_settings import HostSettings, change, settings_of
 from fleet.db.hosts import save_registration
 from fleet.db.session import Database
 from fleet.db.tables import DeploymentRow, GpuRow, HostRow
+from fleet.engines.spec import EngineSpec
 from fleet.errors import NotFound, PreconditionFailed
 from fleet.host_client import FileFacts, HostAddress
 from fleet.inventory import AcceleratorKind, EngineBuild, Gpu
 from fleet.model_files import ModelFiles
 from fleet.placement.request import PlacementRequest, PlaceResult
+from fleet.specs import PlacementSpec
 from fleet.states import HostState
 from tests.unit.db.ledger import assert_the_books_are_right, claim, on
 from tests.unit.db.test_hosts import registration
@@ -75,11 +77,14 @@ async def place(database: Database, fence: int = 1, **changes: Any) -> PlaceResu
         instance_id="chat/1-a",
         deployment="chat",
         fence=fence,
-        engine="llama_cpp",
-        engine_version="1",
-        model_path="m.gguf",
-        memory_bytes=10,
-        gpus_per_replica=0,
+        spec=EngineSpec(
+            engine="llama_cpp",
+            engine_version="1",
+            model_path="m.gguf",
+            served_name="chat",
+            memory_bytes=10,
+            placement=PlacementSpec(gpus_per_replica=0),
+        ),
     )
     placing = PlacementActivities(
         database, cast(ModelFiles, EveryFile()), master_sealer("x"), cast(WaitingInstances, None)

@@ -14,11 +14,29 @@ from fleet.hosts import Host
 from fleet.instances import Instance
 from fleet.model import Wire
 from fleet.resync import news_of
-from fleet.specs import CanarySpec, ContainerSpec, DeploymentSpec, HealthSpec, ModelSource, RestartSpec, RolloutSpec
+from fleet.specs import (
+    CanarySpec,
+    ContainerSpec,
+    CustomEngine,
+    DeploymentSpec,
+    HealthSpec,
+    KvCacheSpec,
+    LoraSpec,
+    ModelSource,
+    PlacementSpec,
+    RestartSpec,
+    RolloutSpec,
+    SpeculativeSpec,
+)
 
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
 _WIRE: dict[type[Wire], list[Wire]] = {
     ContainerSpec: [ContainerSpec(), ContainerSpec(image="own:1", network="host", shm_bytes=1 << 30, host_ipc=True)],
+    PlacementSpec: [PlacementSpec(), PlacementSpec(host_selector={"a": "b"}, gpus_per_replica=2, gpu_types=["H100"])],
+    KvCacheSpec: [KvCacheSpec(), KvCacheSpec(dtype="fp8", offload_bytes=1 << 30)],
+    SpeculativeSpec: [SpeculativeSpec(method="ngram"), SpeculativeSpec(method="eagle3", tokens=2, model="d")],
+    LoraSpec: [LoraSpec(name="a", path="b")],
+    CustomEngine: [CustomEngine(command=["serve", "{{port}}"])],
     RestartSpec: [RestartSpec(), RestartSpec(max_failures=0, window_s=7, failures_per_host=1)],
     DeploymentSpec: [
         DeploymentSpec(model=ModelSource(path="m.gguf")),

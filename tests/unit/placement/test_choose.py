@@ -1,29 +1,31 @@
 """Where a replica goes, and why it goes nowhere."""
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleet.engines.spec import EngineSpec
 from fleet.inventory import AcceleratorKind, EngineBuild
-from fleet.placement.choose import Choice, GpuView, HostView, ModelFile, choose, need
+from fleet.placement.choose import Choice, choose, need
 from fleet.placement.request import PlacementRequest, Unplaceable
+from fleet.placement.view import GpuView, HostView, ModelFile
+from fleet.specs import ContainerSpec, PlacementSpec
 
 CPU_ONLY = EngineBuild(engine="llama_cpp", version="1")
 BOTH = EngineBuild(engine="llama_cpp", version="1", accelerators=(AcceleratorKind.CPU, AcceleratorKind.NVIDIA))
 GIB = 1 << 30
 
 
-def request(**changes: object) -> PlacementRequest:
-    made = PlacementRequest(
-        instance_id="chat/1-a",
-        deployment="chat",
-        fence=1,
-        engine="llama_cpp",
-        engine_version="1",
-        model_path="m.gguf",
-        memory_bytes=GIB,
-    )
+def request(**changes: Any) -> PlacementRequest:
+    """``changes``: of the request, its spec, or its wishes for placement."""
+    wishes = {k: changes.pop(k) for k in list(changes) if k in PlacementSpec.model_fields}
+    container = ContainerSpec(image=changes.pop("image", None) or None)
+    told = {k: changes.pop(k) for k in list(changes) if k in EngineSpec.model_fields}
+    spec = EngineSpec(engine="llama_cpp", engine_version="1", model_path="m.gguf", served_name="chat", memory_bytes=GIB)
+    spec = spec.model_copy(update={**told, "placement": PlacementSpec.model_validate(wishes), "container": container})
+    made = PlacementRequest(instance_id="chat/1-a", deployment="chat", fence=1, spec=spec)
     return made.model_copy(update=changes)
 
 
