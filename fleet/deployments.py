@@ -221,12 +221,16 @@ def _fail(d: Deployment, failed: InstanceView, now: datetime) -> Deployment:
     return go_back(d, GivenUp(revision=d.revision, outcome="failed", reason=why, hint=failed.hint), now)
 
 
+_ON_THEIR_WAY = {InstanceState.DOWNLOADING, InstanceState.STARTING}
+
+
 def _make_room(d: Deployment, rollout: Rollout, live: list[InstanceView], now: datetime) -> Deployment:
     """Let an old replica go first when there is no room for a new one beside it."""
     new = [i for i in live if i.launch == d.launch]
     old = [i for i in live if i.launch != d.launch]
     leaving = any(i.stopping for i in d.instances.values())  # then there will be room in a moment
-    if not old or leaving or not any(i.unplaceable and i.state is InstanceState.PENDING for i in new):
+    coming = any(i.state in _ON_THEIR_WAY for i in new)  # then there will be one replica more, and an old one can go
+    if not old or leaving or coming or not any(i.unplaceable and i.state is InstanceState.PENDING for i in new):
         return d if rollout.no_room_since is None else d.with_(rollout=rollout.with_(no_room_since=None))
     if rollout.no_room_since is None:
         return d.with_(rollout=rollout.with_(no_room_since=now))

@@ -14,7 +14,7 @@ from fleet.replicas import decide, next_deadline
 from fleet.rollouts import Stage, Steer, Steering
 from fleet.specs import CanarySpec
 from fleet.states import DeploymentPhase
-from tests.unit.fleet.simulation import FAILED, GONE, PENDING, READY, RECOVERING, SECOND, Simulation, count
+from tests.unit.fleet.simulation import FAILED, GONE, PENDING, READY, RECOVERING, SECOND, STARTING, Simulation, count
 from tests.unit.fleet.worlds import BORN, apply, deployment, view
 
 
@@ -93,6 +93,30 @@ def test_room_that_was_made_is_looked_for_before_more_is_made() -> None:
     s.now += timedelta(minutes=1)
     s.act()
     assert s.fewest == 1
+
+
+def test_no_more_room_is_made_while_a_replica_that_got_some_still_starts() -> None:
+    s = Simulation(2)
+    s.deploy()
+    s.act()
+    [first] = s.of(2)
+    s.say(first, PENDING, message="no room", unplaceable=True)
+    s.act()
+    s.now += timedelta(minutes=1)
+    s.act()
+    [leaving] = [i.instance_id for i in s.d.instances.values() if i.stopping]
+    s.say(leaving, GONE, gone=True)
+    s.say(first, STARTING)
+    s.act()
+    for waiting in set(s.of(2)) - {first}:
+        s.say(waiting, PENDING, message="no room", unplaceable=True)
+    for _ in range(5):
+        s.now += timedelta(hours=1)
+        s.act()
+    assert s.fewest == 1, "the last old one serves until the new one does"
+    s.say(first, READY)
+    s.run(rounds=20)
+    assert s.d.rollout is None
 
 
 def test_recreate_starts_nothing_new_before_all_old_ones_are_gone() -> None:
