@@ -195,7 +195,7 @@ class HostProcess:
             engines=Engines(self._settings.home / "engines", inventory.engines),
             logs=self._logs,
             sealer=self._sealer,
-            gpus=lambda: inventory.gpus,
+            gpus=lambda: self._telemetry.gpus,
             cpu_count=inventory.cpu_count,
         )
         return HostParts(

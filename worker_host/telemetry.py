@@ -64,6 +64,7 @@ class Telemetry:
         self._owners = Owners()
         self._lock = threading.Lock()
         self._written: tuple[Gpu, ...] | None = None
+        self._gpus: tuple[Gpu, ...] = ()
         self._unheard: list[Refusal] = []
         self._last: tuple[HostStatus, tuple[Gpu, ...]] | None = None
         psutil.cpu_percent()  # its first answer is always 0
@@ -73,6 +74,11 @@ class Telemetry:
         with self._lock:
             longest = _REGISTER_LOOK_S if self._cards.known() else _FIRST_LOOK_S
             return inventory_of(self._settings, self._name, self._look(longest))
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """All that were there at the last look, those included that were added since this process began. No waiting."""
+        return self._gpus
 
     def take(self) -> HostStatus:
         """How this host is now. What it refused is told once: give the status to ``unheard`` if nobody got it."""
@@ -119,6 +125,7 @@ class Telemetry:
 
     def _look(self, longest_s: float) -> Look:
         look = self._cards.look(longest_s)
+        self._gpus = tuple(card.gpu for card in look.cards)
         remembered = self._cards.known()
         if remembered != self._written:
             known.write(self._memory, remembered)

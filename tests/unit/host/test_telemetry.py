@@ -255,6 +255,16 @@ def test_host_without_cards_tells_of_itself(tmp_path: Path) -> None:
     assert HostStatus.model_validate_json(status.model_dump_json()) == status
 
 
+def test_card_that_is_added_later_is_known_to_whoever_starts_engines(tmp_path: Path) -> None:
+    vendor = FakeVendor(used(gpu("GPU-0"), 0))
+    host = telemetry(tmp_path, vendor)
+    host.inventory()
+    assert [g.uuid for g in host.gpus] == ["GPU-0"]
+    vendor.says = Look((used(gpu("GPU-0"), 0), used(gpu("GPU-1", index=1), 0)))
+    host.take()
+    assert [g.uuid for g in host.gpus] == ["GPU-0", "GPU-1"]
+
+
 def test_fingerprint_is_that_of_the_registration_until_the_hardware_changes(tmp_path: Path) -> None:
     vendor = FakeVendor(used(gpu(), GiB))
     host = telemetry(tmp_path, vendor)
