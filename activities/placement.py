@@ -101,7 +101,7 @@ class PlacementActivities(PlacementContract):
         placement = choice.placement.model_copy(
             update={"env_for_host": self._seal_for(session, host_id, request.spec.env_sealed)}
         )
-        claims.claim(session, request.instance_id, request.fence, placement, choice.generation)
+        claims.claim(session, request.instance_id, request.fence, placement, {host_id: choice.generation})
         return placement
 
     def _seal_for(self, session: Session, host_id: str, env: dict[str, str]) -> dict[str, str]:

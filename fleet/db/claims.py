@@ -1,29 +1,28 @@
-"""The ledger of memory: who holds what. Truth for placement; no crash and no race over-books it."""
+"""The ledger of memory and ports: who holds what. Truth for placement; no crash and no race over-books it.
 
+A placement may span hosts (a gang): its claims are made and bound as one, and each host frees its own part.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import delete, func, text, update
+from sqlalchemy import CursorResult, bindparam, delete, func, insert, text, update
 from sqlmodel import Session, col, select
 
+from fleet.db import ports
+from fleet.db.lost import ClaimLost, StaleFence
+from fleet.db.session import Json
 from fleet.db.tables import ClaimRow, GpuRow, HostRow
 from fleet.inventory import EngineRef
+from fleet.placement.parts import Part, parts_of
 from fleet.placement.request import Placement
 from fleet.states import ClaimState, HostState, Maintenance
 
+__all__ = ["ClaimLost", "StaleFence"]
+
 HELD_FOR = timedelta(minutes=2)
 """A claim that no host has taken up by then is free again."""
-
-
-class ClaimLost(Exception):
-    """The room was there when we looked and is gone now, or the host changed: look again."""
-
-
-class StaleFence(Exception):
-    """A newer placement of the same instance exists, under ``newest``."""
-
-    def __init__(self, newest: int) -> None:
-        super().__init__(f"placed again under fence {newest}")
-        self.newest = newest
 
 
 def existing(session: Session, instance_id: str, fence: int) -> Placement | None:
@@ -39,91 +38,107 @@ def existing(session: Session, instance_id: str, fence: int) -> Placement | None
     return next((Placement.model_validate(r.placement) for r in rows if r.fence == fence), None)
 
 
-def claim(session: Session, instance_id: str, fence: int, placement: Placement, generation: int) -> None:
-    """Reserve what ``placement`` names, or raise ClaimLost (or StaleFence) and leave nothing.
+def claim(
+    session: Session,
+    instance_id: str,
+    fence: int,
+    placement: Placement,
+    generations: Mapping[str, int],
+    *,
+    priority: int = 1,
+) -> None:
+    """Reserve all that ``placement`` names on all its hosts, or raise ClaimLost (or StaleFence) and leave nothing.
 
-    ``generation`` is that of the inventory the decision was made on. The guard is in the write itself.
-    ClaimLost also when another planner has placed this fence meanwhile: ``existing`` has its answer.
+    ``generations``: for each of its hosts that of the inventory the decision was made on. The guard is in the write
+    itself. ClaimLost also when another planner has placed this fence meanwhile: ``existing`` has its answer.
     """
+    parts = parts_of(placement)
     if existing(session, instance_id, fence) is not None:
         raise ClaimLost(f"{instance_id} was placed under fence {fence} meanwhile")
-    _take_ram_or_host(session, placement, generation)
-    for uuid in sorted(placement.gpu_uuids):
-        _take_gpu(session, uuid, placement, generation)
-    for uuid in placement.gpu_uuids or ("",):
-        session.add(
-            ClaimRow(
-                instance_id=instance_id,
-                fence=fence,
-                gpu_uuid=uuid,
-                host_id=placement.host_id,
-                memory_bytes=placement.memory_bytes,
-                state=ClaimState.HELD,
-                placement=placement.model_dump(mode="json"),
-                expires_at=datetime.now(UTC) + HELD_FOR,
-            )
-        )
     session.flush()
+    for part in sorted(parts, key=lambda p: p.host_id):
+        _take_host(session, part, generations[part.host_id])
+    _take_gpus(session, parts, generations)
+    ports.take(session, instance_id, fence, parts)
+    same = {
+        "instance_id": instance_id,
+        "fence": fence,
+        "state": ClaimState.HELD,
+        "placement": Json(placement.model_dump_json()),
+        "expires_at": datetime.now(UTC) + HELD_FOR,
+        "hosts": len(parts),
+        "priority": priority,
+    }
+    session.connection().execute(insert(ClaimRow), [same | row for part in parts for row in _rows_of(part)])
+    session.expire_all()
 
 
 def bind(session: Session, instance_id: str, fence: int) -> bool:
-    """From now on the claim does not expire. False: it has, or was given back; the room may be somebody else's."""
-    session.execute(
-        update(ClaimRow)
-        .where(
-            col(ClaimRow.instance_id) == instance_id,
-            col(ClaimRow.fence) == fence,
-            col(ClaimRow.state) == ClaimState.HELD,
-        )
-        .values(state=ClaimState.BOUND, expires_at=None)
-    )
-    return host_of(session, instance_id, fence) is not None
+    """From now on the claims do not expire. False: they have, or were given back (one host's part is enough): the room
+    may be somebody else's."""
+    mine = (ClaimRow.instance_id == instance_id, ClaimRow.fence == fence)
+    rows: Sequence[ClaimRow] = session.exec(select(ClaimRow).where(*mine)).all()
+    if any(row.state == ClaimState.HELD for row in rows):
+        rows = _locked(session, *mine)
+        for row in rows:
+            if row.state == ClaimState.HELD:
+                row.state, row.expires_at = ClaimState.BOUND, None
+                session.add(row)
+    return bool(rows) and len({row.host_id for row in rows}) == rows[0].hosts
 
 
-def release(session: Session, instance_id: str, fence: int) -> None:
-    """Free the claims of this fence and older ones; the host has said that the engine is gone."""
-    _free(session, _claims_up_to(session, instance_id, fence))
+def release(session: Session, instance_id: str, fence: int, gone_from: Collection[str] | None = None) -> None:
+    """Free the claims of this fence and older ones; the host has said that the engine is gone.
+
+    ``gone_from``: the hosts that have said so; None: the leader's. What a gang holds on others stays booked until they
+    confirm it too, as after ``give_up``.
+    """
+    gone, others = [], []
+    for row in _claims_up_to(session, instance_id, fence):
+        said = row.rank == 0 if gone_from is None else row.host_id in gone_from
+        (gone if said else others).append(row)
+    _await_confirmation(session, others)
+    _free(session, gone)
 
 
 def give_up(session: Session, instance_id: str, fence: int) -> None:
-    """Keep the memory booked until its (lost) host confirms that the engine is gone."""
-    for row in _claims_up_to(session, instance_id, fence):
-        row.state = ClaimState.RELEASING
-        row.expires_at = None
-        session.add(row)
+    """Keep the memory booked until its (lost) host, of a gang each host, confirms that the engine is gone."""
+    _await_confirmation(session, _claims_up_to(session, instance_id, fence))
 
 
 def confirm_gone(session: Session, host_id: str, running: set[EngineRef]) -> int:
-    """Free what was given up and does not run any more on ``host_id``. Returns how many claims."""
-    rows = session.exec(
-        select(ClaimRow).where(ClaimRow.host_id == host_id, ClaimRow.state == ClaimState.RELEASING)
-    ).all()
-    gone = [r for r in rows if EngineRef(instance_id=r.instance_id, fence=r.fence) not in running]
+    """Free what was given up and does not run any more on ``host_id``. Returns of how many placements."""
+    given_up = (ClaimRow.host_id == host_id, ClaimRow.state == ClaimState.RELEASING)
+    gone = [r for r in _locked(session, *given_up) if _ref(r) not in running]
     _free(session, gone)
-    return len(gone)
+    return len({_ref(r) for r in gone})
 
 
 def expire(session: Session, at: datetime) -> int:
-    """Free claims that were held and never taken up. Returns how many."""
-    query = select(ClaimRow).where(ClaimRow.state == ClaimState.HELD, col(ClaimRow.expires_at) < at)
+    """Free claims that were held and never taken up. Returns of how many placements."""
     # Locked, so that a host that is just binding one of them either keeps it or finds it gone.
-    rows = session.exec(query.with_for_update()).all()
-    _free(session, list(rows))
-    return len(rows)
+    rows = _locked(session, ClaimRow.state == ClaimState.HELD, col(ClaimRow.expires_at) < at)
+    _free(session, rows)
+    return len({_ref(r) for r in rows})
 
 
 def legitimate(session: Session, host_id: str) -> set[EngineRef]:
-    """The engines that should run on ``host_id``."""
-    rows = session.exec(
-        select(ClaimRow).where(ClaimRow.host_id == host_id, ClaimRow.state != ClaimState.RELEASING)
-    ).all()
-    return {EngineRef(instance_id=r.instance_id, fence=r.fence) for r in rows}
+    """The engines that should run on ``host_id``; of gangs also those that follow another host's."""
+    query = select(ClaimRow.instance_id, ClaimRow.fence).where(ClaimRow.host_id == host_id).distinct()
+    rows = session.exec(query.where(ClaimRow.state != ClaimState.RELEASING)).all()
+    return {EngineRef(instance_id=instance_id, fence=fence) for instance_id, fence in rows}
 
 
 def host_of(session: Session, instance_id: str, fence: int) -> str | None:
-    """Where this placement is; None when there is no such claim."""
+    """Where this placement is, of a gang its leader; None when there is no such claim."""
     query = select(ClaimRow.host_id).where(ClaimRow.instance_id == instance_id, ClaimRow.fence == fence)
-    return session.exec(query).first()
+    return session.exec(query.where(ClaimRow.rank == 0)).first()
+
+
+def hosts_of(session: Session, instance_id: str, fence: int) -> tuple[str, ...]:
+    """All hosts on which this placement holds something, by rank."""
+    query = select(ClaimRow.rank, ClaimRow.host_id).where(ClaimRow.instance_id == instance_id, ClaimRow.fence == fence)
+    return tuple(host_id for _, host_id in sorted(session.exec(query.distinct()).all()))
 
 
 def instances_on(session: Session, host_id: str) -> list[str]:
@@ -164,61 +179,127 @@ def _one_planner_for(session: Session, instance_id: str) -> None:
         session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))"), {"id": instance_id})
 
 
-def _take_ram_or_host(session: Session, placement: Placement, generation: int) -> None:
-    ram = 0 if placement.gpu_uuids else placement.memory_bytes
+def _take_host(session: Session, part: Part, generation: int) -> None:
+    """Also where no RAM is taken: it locks the host, and a host that changed is not claimed."""
     taken = session.execute(
         update(HostRow)
         .where(
-            col(HostRow.id) == placement.host_id,
+            col(HostRow.id) == part.host_id,
             col(HostRow.state) == HostState.READY,
             col(HostRow.maintenance) == Maintenance.NONE,
             col(HostRow.generation) == generation,
-            col(HostRow.ram_used) + ram <= col(HostRow.ram_allocatable),
+            col(HostRow.ram_used) + part.ram_bytes <= col(HostRow.ram_allocatable),
+            *_in_range(part.ports),
         )
-        .values(ram_used=HostRow.ram_used + ram)
+        .values(ram_used=HostRow.ram_used + part.ram_bytes)
     )
     if taken.rowcount != 1:  # type: ignore[attr-defined]
-        raise ClaimLost(f"host {placement.host_id} has no room any more, or changed")
+        raise ClaimLost(f"host {part.host_id} has no room any more, or changed", (part.host_id,))
 
 
-def _take_gpu(session: Session, uuid: str, placement: Placement, generation: int) -> None:
-    taken = session.execute(
-        update(GpuRow)
-        .where(
-            col(GpuRow.uuid) == uuid,
-            col(GpuRow.host_id) == placement.host_id,
-            col(GpuRow.generation) == generation,
-            col(GpuRow.healthy),
-            ~col(GpuRow.cordoned),
-            col(GpuRow.used) + placement.memory_bytes <= col(GpuRow.allocatable),
-        )
-        .values(used=GpuRow.used + placement.memory_bytes)
+def _in_range(wanted: tuple[int, ...]) -> list[Any]:
+    return [col(HostRow.port_first) <= min(wanted), col(HostRow.port_last) >= max(wanted)] if wanted else []
+
+
+_TAKE_GPU = (
+    update(GpuRow)
+    .where(
+        col(GpuRow.uuid) == bindparam("gpu"),
+        col(GpuRow.host_id) == bindparam("host"),
+        col(GpuRow.generation) == bindparam("seen"),
+        col(GpuRow.healthy),
+        ~col(GpuRow.cordoned),
+        col(GpuRow.used) + bindparam("need") <= col(GpuRow.allocatable),
     )
-    if taken.rowcount != 1:  # type: ignore[attr-defined]
-        raise ClaimLost(f"GPU {uuid} has no room any more, or changed")
+    .values(used=GpuRow.used + bindparam("need"))
+)
+
+
+def _take_gpus(session: Session, parts: Sequence[Part], generations: Mapping[str, int]) -> None:
+    wanted = [
+        {"gpu": uuid, "host": part.host_id, "seen": generations[part.host_id], "need": part.gpu_bytes}
+        for part in parts
+        for uuid in part.gpu_uuids
+    ]
+    wanted.sort(key=lambda w: str(w["gpu"]))
+    if _changed(session, _TAKE_GPU, wanted) != len(wanted):
+        names, hosts = ", ".join(str(w["gpu"]) for w in wanted), tuple(p.host_id for p in parts if p.gpu_uuids)
+        which = f"one of the GPUs {names}" if len(wanted) > 1 else f"GPU {names}"
+        raise ClaimLost(f"{which} has no room any more, or changed", hosts)
+
+
+def _rows_of(part: Part) -> list[dict[str, Any]]:
+    """Of the claims on one host, what differs between them."""
+    rows = [{"gpu_uuid": uuid, "memory_bytes": part.gpu_bytes} for uuid in part.gpu_uuids]
+    if part.ram_bytes or not rows:
+        rows.append({"gpu_uuid": "", "memory_bytes": part.ram_bytes})
+    return [row | {"host_id": part.host_id, "rank": part.rank} for row in rows]
+
+
+def _changed(session: Session, statement: Any, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Run it for each of ``rows``, in their order. Returns how many rows of the table it hit."""
+    if not rows:
+        return 0
+    done: CursorResult[Any] = session.connection().execute(statement, rows)
+    return done.rowcount
 
 
 def _claims_up_to(session: Session, instance_id: str, fence: int) -> list[ClaimRow]:
-    query = select(ClaimRow).where(ClaimRow.instance_id == instance_id, ClaimRow.fence <= fence)
-    return list(session.exec(query.with_for_update()).all())
+    return _locked(session, ClaimRow.instance_id == instance_id, ClaimRow.fence <= fence)
 
 
-def _free(session: Session, rows: list[ClaimRow]) -> None:
-    for row in sorted(rows, key=lambda r: (r.host_id, r.gpu_uuid)):
-        deleted = session.execute(
-            delete(ClaimRow).where(
-                col(ClaimRow.instance_id) == row.instance_id,
-                col(ClaimRow.fence) == row.fence,
-                col(ClaimRow.gpu_uuid) == row.gpu_uuid,
-            )
-        )
-        if deleted.rowcount != 1:  # type: ignore[attr-defined]
-            continue  # somebody else freed it: subtracting twice would open room that is taken
-        if row.gpu_uuid:
-            # A card that moved to another host owes nothing for what ran on the one before.
-            gpu = update(GpuRow).where(col(GpuRow.uuid) == row.gpu_uuid, col(GpuRow.host_id) == row.host_id)
-            session.execute(gpu.values(used=GpuRow.used - row.memory_bytes))
-        else:
-            host = update(HostRow).where(col(HostRow.id) == row.host_id)
-            session.execute(host.values(ram_used=HostRow.ram_used - row.memory_bytes))
+def _locked(session: Session, *which: Any) -> list[ClaimRow]:
+    """These claims as they are now; until the transaction ends nobody else changes them."""
+    key = (ClaimRow.instance_id, ClaimRow.fence, ClaimRow.host_id, ClaimRow.gpu_uuid)
+    query = select(ClaimRow).where(*which).order_by(*map(col, key)).with_for_update()
+    return list(session.exec(query.execution_options(populate_existing=True)).all())
+
+
+def _await_confirmation(session: Session, rows: Sequence[ClaimRow]) -> None:
+    for row in rows:
+        row.state, row.expires_at = ClaimState.RELEASING, None
+        session.add(row)
+
+
+def _ref(row: ClaimRow) -> EngineRef:
+    return EngineRef(instance_id=row.instance_id, fence=row.fence)
+
+
+_DELETE = delete(ClaimRow).where(
+    col(ClaimRow.instance_id) == bindparam("instance"),
+    col(ClaimRow.fence) == bindparam("fenced"),
+    col(ClaimRow.host_id) == bindparam("host"),
+    col(ClaimRow.gpu_uuid) == bindparam("gpu"),
+)
+_FREE_RAM = (
+    update(HostRow).where(col(HostRow.id) == bindparam("host")).values(ram_used=HostRow.ram_used - bindparam("bytes"))
+)
+# A card that moved to another host owes nothing for what ran on the one before.
+_FREE_GPU = (
+    update(GpuRow)
+    .where(col(GpuRow.uuid) == bindparam("gpu"), col(GpuRow.host_id) == bindparam("host"))
+    .values(used=GpuRow.used - bindparam("bytes"))
+)
+
+
+def _free(session: Session, rows: Sequence[ClaimRow]) -> None:
+    """``rows`` are locked: were they freed twice, room would be open that is taken."""
+    if not rows:
+        return
+    session.flush()
+    freed = [
+        {"instance": r.instance_id, "fenced": r.fence, "host": r.host_id, "gpu": r.gpu_uuid, "bytes": r.memory_bytes}
+        for r in rows
+    ]
+    owners = {(r.instance_id, r.fence, r.host_id) for r in rows}
+    keys = [{name: value for name, value in row.items() if name != "bytes"} for row in freed]
+    if _changed(session, _DELETE, keys) != len(keys):
+        raise AssertionError(f"claims were freed that this transaction had locked: {keys}")
+    ram = [{"host": f["host"], "bytes": f["bytes"]} for f in freed if not f["gpu"]]
+    gpus = [{"gpu": f["gpu"], "host": f["host"], "bytes": f["bytes"]} for f in freed if f["gpu"]]
+    _changed(session, _FREE_RAM, sorted(ram, key=lambda f: str(f["host"])))
+    _changed(session, _FREE_GPU, sorted(gpus, key=lambda f: str(f["gpu"])))
+    ports.free(session, owners)
+    for row in rows:
+        session.expunge(row)
     session.expire_all()

@@ -8,7 +8,7 @@ from sqlmodel import Session, col, select
 
 from fleet.db import claims, host_settings, registry
 from fleet.db.gpu_status import NOT_REPORTED
-from fleet.db.tables import ClaimRow, GpuRow, HostRow, HostStatusRow
+from fleet.db.tables import ClaimRow, GpuRow, HostRow, HostStatusRow, PortClaimRow
 from fleet.host_client import HostAddress
 from fleet.inventory import AcceleratorKind, Gpu, Inventory, Registration
 from fleet.placement.room import gpu_room
@@ -81,6 +81,7 @@ def record_state(
         session.execute(delete(HostRow).where(col(HostRow.id) == host_id))
         session.execute(delete(GpuRow).where(col(GpuRow.host_id) == host_id))
         session.execute(delete(ClaimRow).where(col(ClaimRow.host_id) == host_id))
+        session.execute(delete(PortClaimRow).where(col(PortClaimRow.host_id) == host_id))
         session.execute(delete(HostStatusRow).where(col(HostStatusRow.host_id) == host_id))
         registry.bump(session)
         return

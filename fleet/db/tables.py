@@ -169,6 +169,14 @@ class HostRow(SQLModel, table=True):
     ram_allocatable: int = Field(default=0, sa_type=BigInteger)
     ram_used: int = Field(default=0, sa_type=BigInteger)
     """Guarded counter: the sum of this host's claims on RAM."""
+    fingerprint: str = ""
+    """Of the inventory (``Inventory.fingerprint``): with ``generation`` it tells whether what placement knows of the
+    host, besides numbers, is still true."""
+    port_first: int = 0
+    port_last: int = 0
+    """Its range for engines; 0: it has told none."""
+    fabric_address: str = ""
+    """On the network that hosts of a gang share; empty: it takes part in none."""
     maintenance: str = "none"
     """``fleet.states.Maintenance``; anything but none takes no new replicas."""
     maintenance_message: str = ""
@@ -241,20 +249,86 @@ class GpuFaultRow(SQLModel, table=True):
 
 
 class ClaimRow(SQLModel, table=True):
-    """Memory of one GPU, or of a host's RAM (``gpu_uuid`` empty), given to one instance under one fence."""
+    """Memory of one GPU, or of a host's RAM (``gpu_uuid`` empty), given to one instance under one fence.
+
+    A placement has a row for each of its GPUs, and one for the RAM of each of its hosts (if it takes any, or no GPU).
+    """
 
     __tablename__ = "claim"
-    __table_args__ = (Index("claim_by_host", "host_id", "state"),)
+    __table_args__ = (Index("claim_by_host", "host_id", "state"), Index("claim_by_expiry", "expires_at"))
 
     instance_id: str = Field(primary_key=True)
     fence: int = Field(primary_key=True, sa_type=BigInteger)
     gpu_uuid: str = Field(primary_key=True, default="")
-    host_id: str
+    host_id: str = Field(primary_key=True)
     memory_bytes: int = Field(sa_type=BigInteger)
     state: str
     placement: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     """The whole answer of the placement, to give it again when asked again."""
     expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    rank: int = 0
+    """Of the host in its gang; 0: the leader, or the only one."""
+    hosts: int = 1
+    """Over how many hosts the whole placement is spread."""
+    priority: int = 1
+    """Of the deployment, when it was placed (``PlacementRequest.priority``)."""
+
+
+class PortClaimRow(SQLModel, table=True):
+    """A port of a host, claimed with the memory of (instance, fence) there, and freed with it."""
+
+    __tablename__ = "port_claim"
+
+    host_id: str = Field(primary_key=True)
+    port: int = Field(primary_key=True)
+    instance_id: str
+    fence: int = Field(sa_type=BigInteger)
+
+
+class MeasuredSizingRow(SQLModel, table=True):
+    """What an engine said of its memory when it started, with what sizing depends on."""
+
+    __tablename__ = "measured_sizing"
+    __table_args__ = (Index("measured_sizing_by_time", "at"),)
+
+    fingerprint: str = Field(primary_key=True)
+    """``ModelFacts.fingerprint``"""
+    engine: str = Field(primary_key=True)
+    engine_version: str = Field(primary_key=True)
+    gpu_class: str = Field(primary_key=True)
+    """``fleet.db.sizings.class_text``"""
+    tensor_parallel: int = Field(primary_key=True)
+    pipeline_parallel: int = Field(primary_key=True)
+    batched_tokens: int = Field(primary_key=True, sa_type=BigInteger)
+    sequences: int = Field(primary_key=True, sa_type=BigInteger)
+    kv_dtype: str = Field(primary_key=True)
+    measured: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """``fleet.sizing.measured.Measured``"""
+    instance_id: str
+    fence: int = Field(sa_type=BigInteger)
+    at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class DidNotFitRow(SQLModel, table=True):
+    """An engine ran out of memory when it started, though so much was booked for it."""
+
+    __tablename__ = "did_not_fit"
+    __table_args__ = (Index("did_not_fit_by_time", "at"),)
+
+    fingerprint: str = Field(primary_key=True)
+    engine: str = Field(primary_key=True)
+    engine_version: str = Field(primary_key=True)
+    gpu_class: str = Field(primary_key=True)
+    tensor_parallel: int = Field(primary_key=True)
+    pipeline_parallel: int = Field(primary_key=True)
+    batched_tokens: int = Field(primary_key=True, sa_type=BigInteger)
+    sequences: int = Field(primary_key=True, sa_type=BigInteger)
+    kv_dtype: str = Field(primary_key=True)
+    booked_bytes: int = Field(sa_type=BigInteger)
+    """Of each card (of RAM, on CPUs); the most at which it did not fit."""
+    instance_id: str
+    fence: int = Field(sa_type=BigInteger)
+    at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
 class JoinTokenRow(SQLModel, table=True):

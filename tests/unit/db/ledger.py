@@ -47,7 +47,7 @@ def on(host_id: str, memory: int, *gpus: str) -> Placement:
 
 
 def claim(database: Database, instance_id: str, fence: int, placement: Placement, generation: int = GENERATION) -> None:
-    database.write(lambda s: claims.claim(s, instance_id, fence, placement, generation))
+    database.write(lambda s: claims.claim(s, instance_id, fence, placement, dict.fromkeys(placement.hosts, generation)))
 
 
 def rows(database: Database) -> dict[tuple[str, int, str], ClaimState]:

@@ -77,13 +77,13 @@ def live(url: str, planner: int, steps: int) -> dict[str, int]:
 
 def _won(
     database: Database,
-    take: Callable[[Session, str, int, Placement, int], None],
+    take: Callable[[Session, str, int, Placement, dict[str, int]], None],
     instance_id: str,
     place: Placement,
     fence: int = 1,
 ) -> int:
     try:
-        database.write(lambda s: take(s, instance_id, fence, place, GENERATION))
+        database.write(lambda s: take(s, instance_id, fence, place, {place.host_id: GENERATION}))
     except claims.ClaimLost:
         return 0
     return 1
@@ -127,7 +127,7 @@ def _out_of_bounds(session: Session) -> int:
 
 
 def _claim_without_guard(
-    session: Session, instance_id: str, fence: int, placement: Placement, _generation: int
+    session: Session, instance_id: str, fence: int, placement: Placement, _generations: dict[str, int]
 ) -> None:
     """What ``claims.claim`` writes, but trusting what was seen before: what the guard prevents."""
     need = placement.memory_bytes

@@ -99,8 +99,8 @@ def test_recount_does_not_forget_a_claim_that_is_being_made(postgres: Database) 
     claim(postgres, "a", 1, on("h1", 20))
 
     def being_made(session: Session) -> None:
-        claims.claim(session, "b", 1, on("h1", 30), GENERATION)
-        claims.claim(session, "c", 1, on("h1", 40, "g1"), GENERATION)
+        claims.claim(session, "b", 1, on("h1", 30), {"h1": GENERATION})
+        claims.claim(session, "c", 1, on("h1", 40, "g1"), {"h1": GENERATION})
 
     with _meanwhile(postgres, being_made):
         postgres.write(lambda s: claims.recount(s, "h1"))
@@ -124,7 +124,7 @@ def test_recount_does_not_keep_a_claim_that_is_being_freed(postgres: Database) -
 
 @pytest.mark.slow
 def test_host_that_is_forgotten_leaves_no_claim_that_was_being_made(postgres: Database) -> None:
-    with _meanwhile(postgres, lambda s: claims.claim(s, "a", 1, on("h1", 30), GENERATION)):
+    with _meanwhile(postgres, lambda s: claims.claim(s, "a", 1, on("h1", 30), {"h1": GENERATION})):
         postgres.write(lambda s: record_state(s, "h1", HostState.FORGOTTEN, "", 1))
     assert rows(postgres) == {}
 

@@ -89,7 +89,7 @@ def free(database: Database) -> dict[str, int]:
 def claim(database: Database, instance_id: str, memory: int, *gpus: str) -> None:
     placement = Placement(host_id="h1", memory_bytes=memory, gpu_uuids=gpus)
     generation = database.read(lambda s: s.get_one(HostRow, "h1")).generation
-    database.write(lambda s: claims.claim(s, instance_id, 1, placement, generation))
+    database.write(lambda s: claims.claim(s, instance_id, 1, placement, {placement.host_id: generation}))
 
 
 def test_eight_cards_of_which_four_are_not_what_they_should_be(

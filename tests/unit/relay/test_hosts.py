@@ -141,9 +141,9 @@ async def test_what_was_given_up_is_free_once_the_host_says_that_it_is_gone(worl
     claim(world, host.host_id, ClaimState.RELEASING)
     said = EngineList.model_validate({"engines": [REF]})
     assert EngineList.model_validate_json(await host.ask(ENGINES, said)).engines == []
-    assert world.database.read(lambda s: s.get(ClaimRow, (*REF.values(), ""))) is not None
+    assert world.database.read(lambda s: s.get(ClaimRow, (*REF.values(), "", host.host_id))) is not None
     await host.ask(ENGINES, EngineList(engines=[]))
-    assert world.database.read(lambda s: s.get(ClaimRow, (*REF.values(), ""))) is None
+    assert world.database.read(lambda s: s.get(ClaimRow, (*REF.values(), "", host.host_id))) is None
 
 
 async def test_a_report_reaches_the_instance_twice_if_sent_twice(world: World) -> None:
