@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from temporalio import activity
 
 from fleet.deployments import Deployment
+from fleet.gangs import Acceptance
 from fleet.hosts import Host, HostLease
 from fleet.instances import EngineExit, EngineLaunch, Instance
 from fleet.inventory import EngineRef
@@ -22,6 +23,8 @@ class ReleaseRequest(Record):
     fence: int
     engine_gone: bool
     """False: the host is lost; its memory stays booked until it comes back and confirms."""
+    hosts_gone: tuple[str, ...] = ()
+    """Of a gang with ``engine_gone`` false: those of its hosts that have confirmed all the same."""
 
 
 class DeploymentRecord(Record):
@@ -181,6 +184,19 @@ class HostContract(ABC):
     @abstractmethod
     async def look_at_engine(self, engine: EngineRef) -> None:
         """Heartbeat now instead of later, so that a cancellation is noticed at once. A hint: losing it is harmless."""
+
+    @activity.defn(name="accept_engine")
+    @abstractmethod
+    async def accept_engine(self, launch: EngineLaunch) -> Acceptance:
+        """Get ready for a part of a gang (pull, install), and say whether it can be run. Starts nothing.
+
+        Idempotent; heartbeats meanwhile. A launch under an older fence is refused from then on.
+        """
+
+    @activity.defn(name="hurry_engine")
+    @abstractmethod
+    async def hurry_engine(self, engine: EngineRef) -> None:
+        """As ``look_at_engine``, for one whose gang is broken: its requests cannot finish, so it need not drain."""
 
     @activity.defn(name="hold_lease")
     @abstractmethod

@@ -8,10 +8,27 @@ from pydantic import Field
 
 from fleet.engines.spec import EngineSpec
 from fleet.model import Count, Record, Text
-from fleet.placement.request import Placement, PlacementRequest
+from fleet.placement.request import Member, Placement, PlacementRequest
 from fleet.specs import RestartSpec
 from fleet.states import InstanceState
 from fleet.timings import Timings
+
+
+class EnginePhase(StrEnum):
+    DOWNLOADING = "downloading"
+    STARTING = "starting"
+    READY = "ready"
+    SUSPECT = "suspect"
+
+
+class MemberNews(Record):
+    """How far one host of a gang is, under the present fence."""
+
+    phase: EnginePhase = EnginePhase.STARTING
+    message: str = ""
+    progress: float | None = None
+    ready: bool = False
+    """It is, or was before."""
 
 
 class Instance(Record):
@@ -36,6 +53,10 @@ class Instance(Record):
     """No host had room when it last asked."""
     placement: Placement | None = None
     fence: int = 0
+    accepted_fence: int = 0
+    """Under which all hosts of a gang have agreed to run it: only then is any engine asked for."""
+    members: dict[str, MemberNews] = {}
+    """Of a gang, by host."""
     endpoint: str | None = None
     pid: int | None = None
     restarts: int = 0
@@ -67,13 +88,6 @@ class Instance(Record):
         return self.model_copy(update=changes)
 
 
-class EnginePhase(StrEnum):
-    DOWNLOADING = "downloading"
-    STARTING = "starting"
-    READY = "ready"
-    SUSPECT = "suspect"
-
-
 class EngineReport(Record):
     """What a host says about an engine; a level, so saying it twice changes nothing."""
 
@@ -89,6 +103,8 @@ class EngineReport(Record):
     ready_since: datetime | None = None
     image: Text = ""
     """What its container was made from, by digest; empty for a process, or when it has none."""
+    rank: int = Field(default=0, ge=0, le=1023)
+    """Of the host within a gang; 0: the leader, or the only one."""
 
 
 class EngineLaunch(Record):
@@ -102,6 +118,13 @@ class EngineLaunch(Record):
     drain: timedelta
     image: str = ""
     """By digest: what this instance ran from before. Its tag may mean something else by now."""
+    rank: int = 0
+    """Which part of a gang it is; 0: the leader, or all of it."""
+
+    @property
+    def here(self) -> Member:
+        """The part of the placement that is its host's."""
+        return self.placement.members[self.rank]
 
 
 class Remedy(StrEnum):
@@ -173,7 +196,9 @@ def news_of(instance: Instance) -> InstanceNews:
 
 def accepts(instance: Instance, report: EngineReport, last_sequence: int) -> bool:
     """Whether ``report`` speaks of the engine that we know and is newer than what we heard."""
-    return report.fence == instance.fence and report.sequence > last_sequence and instance.placement is not None
+    placement = instance.placement
+    known = placement is not None and report.rank < len(placement.hosts)
+    return known and report.fence == instance.fence and report.sequence > last_sequence
 
 
 def apply_report(instance: Instance, report: EngineReport) -> Instance:
@@ -216,12 +241,19 @@ def describe(instance: Instance) -> str:
     if instance.placement is not None:
         gpus = ", ".join(instance.placement.gpu_uuids) or "CPU"
         lines.append(f"Host `{instance.placement.host_id}`, {gpus}, fence {instance.fence}")
+    if instance.placement is not None and instance.placement.followers:
+        lines.append("Gang: " + ", ".join(_member(instance, host_id) for host_id in instance.placement.hosts))
     if instance.endpoint:
         lines.append(f"Endpoint {instance.endpoint}, pid {instance.pid}")
     if instance.excluded_hosts:
         lines.append(f"Failed on {', '.join(instance.excluded_hosts)}: goes there only if no other host could run it")
     lines.append(f"Restarts: {instance.restarts}. Next: {_next_step(instance)}")
     return "\n\n".join(lines)
+
+
+def _member(instance: Instance, host_id: str) -> str:
+    news = instance.members.get(host_id)
+    return f"`{host_id}` {news.phase}" if news is not None else f"`{host_id}`"
 
 
 def _next_step(instance: Instance) -> str:

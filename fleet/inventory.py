@@ -3,7 +3,7 @@
 import hashlib
 import json
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from fleet.model import Count, Record, Text
 
 GPUS_MAX = 1024
 """Of one host, MIG instances counted one by one."""
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class AcceleratorKind(StrEnum):
@@ -132,6 +135,10 @@ class Inventory(Record):
     labels: dict[str, str] = {}
     vram_reserved_bytes: Count = 0
     """Memory of each GPU that placement leaves alone, as set on the host."""
+    port_range: tuple[Port, Port] | None = None
+    """First and last of the ports that placement may give to engines; None: engines pick theirs."""
+    fabric_address: Text = ""
+    """On the network that hosts of a gang share; empty: it takes part in none."""
     notes: tuple[Text, ...] = ()
     """What could not be found out, and why."""
 
@@ -155,6 +162,13 @@ class EngineRef(Record):
 
     instance_id: Text
     fence: Count
+
+
+class UnknownEngine(EngineRef):
+    """An engine that should run on a host, which knows nothing of it."""
+
+    host_id: str = ""
+    """Empty: whoever said so did not know of gangs yet."""
 
 
 class Registration(Record):

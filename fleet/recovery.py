@@ -6,12 +6,13 @@ What counts as a failure is the engine's own making. A lost host, a stop, a drai
 from datetime import datetime, timedelta
 
 from fleet.instances import EngineExit, Instance, Remedy
+from fleet.placement.request import Member
 from fleet.states import InstanceState
 from fleet.timings import Timings
 
 SHORTEST_CONTEXT = 16
 """As for ``DeploymentSpec.max_model_len``: what an engine says would fit is not believed below it."""
-NOT_ITS_FAULT = frozenset({"cancelled", "unwanted"})
+NOT_ITS_FAULT = frozenset({"cancelled", "unwanted", "member_restarted"})
 """Classes of engines that somebody else ended."""
 _HOSTS_REMEMBERED = 100
 
@@ -24,23 +25,40 @@ def back_off(failures: int, timings: Timings) -> timedelta:
     return min(pause, timings.longest_back_off)
 
 
-def after_failure(instance: Instance, exit_: EngineExit, now: datetime) -> Instance:
-    """The state in which an instance goes on after its engine ended by itself."""
-    host_id = instance.placement.host_id if instance.placement else None
-    gpus = len(instance.placement.gpu_uuids) if instance.placement else 0
+def after_failure(instance: Instance, exit_: EngineExit, now: datetime, rank: int = 0) -> Instance:
+    """The state in which an instance goes on after its engine (of a gang: that of ``rank``) ended by itself."""
+    placement = instance.placement
+    blamed = placement.members[rank] if placement is not None else Member(host_id="")
+    whose = f"{blamed.host_id}: " if placement is not None and placement.followers else ""
     ended = _cleared_if_stable(instance, now).with_(
-        placement=None, endpoint=None, pid=None, progress=None, ready_since=None, message=exit_.summary, hint=exit_.hint
+        placement=None, endpoint=None, pid=None, progress=None, ready_since=None, hint=exit_.hint
     )
+    ended = ended.with_(message=f"{whose}{exit_.summary}")
     ended = ended.with_(failures=ended.failures + 1)
     if exit_.failure_class in NOT_ITS_FAULT:
         return _again(ended, now)
     counted = _counted(ended, exit_, now)
     changed = _with_context_that_fits(counted, exit_)
-    if changed is counted and host_id is not None:  # else it was not the host that was wrong
-        changed = _host_blamed(counted, host_id, at_once=_leaves_host(exit_, gpus))
+    if changed is counted and blamed.host_id:  # else it was not the host that was wrong
+        changed = _host_blamed(counted, blamed.host_id, at_once=_leaves_host(exit_, len(blamed.gpu_uuids)))
     if why := _gives_up(changed, exit_):
-        return _failed(changed, f"{why}: {exit_.summary}" if exit_.remedy is not Remedy.NEVER else why)
+        return _failed(changed, f"{why}: {ended.message}" if exit_.remedy is not Remedy.NEVER else f"{whose}{why}")
     return _again(changed, now)
+
+
+def moved(instance: Instance, why: str) -> Instance:
+    """The state in which an instance goes on after it lost its place, which is no failure of its own."""
+    return instance.with_(
+        state=InstanceState.RECOVERING,
+        message=why,
+        hint="",
+        placement=None,
+        endpoint=None,
+        pid=None,
+        ready_since=None,
+        restarts=instance.restarts + 1,
+        retry_at=None,
+    )
 
 
 def approved(instance: Instance) -> Instance:

@@ -21,6 +21,8 @@ class Timings(Record):
     longest_back_off: timedelta = timedelta(minutes=5)
     stable_after: timedelta = timedelta(minutes=10)
     """An engine that served for so long has earned a clean record."""
+    accept: timedelta = timedelta(minutes=15)
+    """How long the hosts of a gang may take to get ready for their engines: images are pulled meanwhile."""
     place_retry: timedelta = timedelta(seconds=15)
     """How often an unplaceable instance asks again although nothing told it to."""
     withdraw_pause: timedelta = timedelta(milliseconds=600)

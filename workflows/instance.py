@@ -2,47 +2,41 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, is_cancelled_exception
-from temporalio.workflow import ActivityCancellationType, ActivityHandle
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.contracts import (
         GpuContract,
-        GpuFault,
-        HostContract,
         InstanceId,
         PlacementContract,
         ProjectionContract,
-        ReleaseRequest,
     )
     from fleet import ids
     from fleet.deployments import Accepted
+    from fleet.gangs import Acceptance, as_exit, breaking_up, heard, restarted, resumed, root_cause
     from fleet.instances import (
         EngineExit,
-        EngineLaunch,
         EngineReport,
         Instance,
         StopRequest,
         accepts,
-        apply_report,
         describe,
         news_of,
         placement_request,
     )
-    from fleet.inventory import EngineRef
+    from fleet.inventory import UnknownEngine
     from fleet.placement.request import Placement
-    from fleet.recovery import after_failure, approved, lapsed
+    from fleet.recovery import after_failure, approved, lapsed, moved
     from fleet.states import InstanceState
     from fleet.temporal import DEPLOYMENT, HOST, KIND, MODEL, REVISION, STATE
-    from workflows.handles import let_go
+    from workflows.gang import Engines, acceptances, fault_of, release_of
     from workflows.projection import Numbers
 
-FOREVER = timedelta(days=3650)
 _RECORD = workflow.LocalActivityConfig(
     start_to_close_timeout=timedelta(seconds=10),
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
@@ -57,13 +51,15 @@ class InstanceWorkflow:
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self._numbers = Numbers(instance.projection)
-        self._last_sequence = -1
+        self._last_sequences: dict[int, int] = {}
         self._lost_hosts: set[str] = set()
         self._capacity_changed = False
         self._recorded: Instance | None = None
         self._told: Instance | None = None
         self._claim_lost = False
-        self._engine_unknown = False
+        self._unknown_on: set[str] = set()
+        self._broken_by: int | None = None
+        """The member of a gang that started anew."""
         self._attributes: tuple[str, str] | None = None
 
     @workflow.run
@@ -95,9 +91,11 @@ class InstanceWorkflow:
 
     @workflow.signal(name=ids.ENGINE_REPORTED_SIGNAL)
     def engine_reported(self, report: EngineReport) -> None:
-        if accepts(self._instance, report, self._last_sequence):
-            self._last_sequence = report.sequence
-            self._instance = apply_report(self._instance, report)
+        if accepts(self._instance, report, self._last_sequences.get(report.rank, -1)):
+            self._last_sequences[report.rank] = report.sequence
+            if restarted(self._instance, report):
+                self._broken_by = report.rank
+            self._instance = heard(self._instance, report)
 
     @workflow.signal(name=ids.HOST_LOST_SIGNAL)
     def host_lost(self, host_id: str) -> None:
@@ -105,9 +103,10 @@ class InstanceWorkflow:
         self._lost_hosts.add(host_id)
 
     @workflow.signal(name=ids.ENGINE_UNKNOWN_SIGNAL, description="The host knows nothing of the engine: ask again")
-    def engine_unknown(self, engine: EngineRef) -> None:
-        if engine.fence == self._instance.fence:
-            self._engine_unknown = True
+    def engine_unknown(self, engine: UnknownEngine) -> None:
+        placement = self._instance.placement
+        if engine.fence == self._instance.fence and placement is not None:
+            self._unknown_on.update([engine.host_id] if engine.host_id else placement.hosts)
 
     @workflow.signal(name=ids.CAPACITY_SIGNAL)
     def capacity_changed(self) -> None:
@@ -148,8 +147,10 @@ class InstanceWorkflow:
                 message="",
                 hint=self._instance.notice,
                 unplaceable=False,
+                members={},
             )
-            self._last_sequence = -1
+            self._last_sequences.clear()
+            self._broken_by = None
         elif answer.unplaceable is not None:
             self._instance = self._instance.with_(
                 state=InstanceState.PENDING, message=answer.unplaceable.message, unplaceable=True
@@ -157,159 +158,152 @@ class InstanceWorkflow:
             await self._wait(lambda: self._capacity_changed, self._instance.timings.place_retry, "no room: ask again")
 
     async def _serve(self, placement: Placement) -> None:
-        """Run the engine until it ends, its host is lost, or we are told to stop."""
+        """Run the engines until one ends, a host is lost, or we are told to stop."""
         await self._project()  # binds the claim: no engine runs on room that may be somebody else's
         if self._claim_lost:
             self._instance = self._instance.with_(placement=None, state=InstanceState.PLACING)
             return
-        engine = self._run_engine(placement)
-        while not (engine.done() or self._is_lost(placement) or self._must_end()):
+        if placement.followers and not await self._all_accept(placement):
+            return
+        self._instance = resumed(self._instance)
+        engines = Engines(self._instance, placement, self._lost_hosts, self._unknown_on)
+        for rank in engines.ranks:
+            self._ask(engines, rank, placement)
+        while not (engines.ended or self._broken_by is not None or self._lost(placement) or self._must_end()):
             await self._record()
-            await self._until_news(engine, placement)
-            if self._engine_unknown and not engine.done():
-                engine.cancel()
-                let_go(engine)
-                engine = self._run_engine(placement)
+            await self._until_news(engines, placement)
+            for rank, host_id in enumerate(placement.hosts):
+                if host_id in self._unknown_on and not engines.done(rank):
+                    self._ask(engines, rank, placement)
             if self._due_for_continue_as_new():
                 return
-        if engine.done():
-            await self._after_end(engine)
-        elif self._is_lost(placement):
-            await self._abandon(engine, placement.host_id)
+        if placement.followers and not self._must_end():
+            await self._break_up(engines, placement)
+        elif not placement.followers and engines.ended:
+            await self._after_end(engines, placement)
+        elif not placement.followers and self._lost(placement):
+            await self._abandon(engines, placement)
         else:
-            await self._stop_engine(engine, placement)
+            await self._stop_engines(engines, placement)
 
-    async def _until_news(self, engine: ActivityHandle[EngineExit], placement: Placement) -> None:
+    def _ask(self, engines: Engines, rank: int, placement: Placement) -> None:
+        self._unknown_on.discard(placement.hosts[rank])
+        engines.ask(self._instance, rank)
+
+    async def _until_news(self, engines: Engines, placement: Placement) -> None:
         with contextlib.suppress(asyncio.CancelledError):  # then we must end, which the caller sees
             await workflow.wait_condition(
-                lambda: (
-                    engine.done()
+                lambda: bool(
+                    engines.ended
                     or self._instance is not self._recorded
-                    or self._engine_unknown
-                    or self._is_lost(placement)
+                    or self._unknown_on.intersection(placement.hosts)
+                    or self._broken_by is not None
+                    or self._lost(placement)
                     or self._must_end()
                 )
             )
 
-    def _run_engine(self, placement: Placement) -> ActivityHandle[EngineExit]:
-        self._engine_unknown = False
-        timings = self._instance.timings
-        launch = EngineLaunch(
-            instance_id=self._instance.instance_id,
-            deployment=self._instance.deployment,
-            fence=self._instance.fence,
-            spec=self._instance.spec,
-            placement=placement,
-            drain=timings.drain,
-            image=self._instance.image,
-        )
-        return workflow.start_activity_method(
-            HostContract.run_engine,
-            launch,
-            task_queue=ids.host_queue(placement.host_id),
-            start_to_close_timeout=FOREVER,
-            # No schedule-to-start timeout: whether the host is gone is for its lease to say.
-            heartbeat_timeout=timings.engine_heartbeat,
-            retry_policy=RetryPolicy(backoff_coefficient=1.0),  # a retry adopts the running engine
-            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=f"serve {launch.spec.served_name} on {placement.host_id}, fence {launch.fence}",
-        )
+    async def _all_accept(self, placement: Placement) -> bool:
+        """Whether all hosts of a gang will run their parts; else its claims are given back, and nothing has begun."""
+        fence = self._instance.fence
+        if self._instance.accepted_fence == fence:
+            return True
+        self._instance = self._instance.with_(message="asks all hosts of the gang whether they can run their parts")
+        await self._record()
+        answers: dict[int, Acceptance] = {}
+        with contextlib.suppress(asyncio.CancelledError):  # then we must end
+            answers = await acceptances(
+                self._instance, placement, lambda: bool(self._lost(placement)) or self._must_end()
+            )
+        refusals = {rank: a.refusal for rank, a in answers.items() if a.refusal is not None}
+        if self._must_end():
+            self._instance = self._instance.with_(placement=None)
+        elif refusals:
+            rank = min(refusals)
+            self._instance = after_failure(self._instance, refusals[rank], workflow.now(), rank)
+        elif lost := self._lost(placement):
+            self._instance = moved(self._instance, f"host {lost} was lost")
+        else:
+            self._instance = self._instance.with_(accepted_fence=fence)
+            return True
+        await self._record()
+        await self._release(fence, placement, [placement.hosts[rank] for rank, a in answers.items() if not a.runs])
+        return False
 
-    async def _after_end(self, engine: ActivityHandle[EngineExit]) -> None:
+    async def _break_up(self, engines: Engines, placement: Placement) -> None:
+        """One member of a gang is gone: stop the others, and go on as after the end of a single engine."""
+        fence, ended, broken_by = self._instance.fence, engines.ended, self._broken_by
+        first = min(ended, default=broken_by or 0)
+        whose = self._lost(placement) or placement.hosts[first]
+        self._instance = breaking_up(self._instance, f"{whose} has failed: stops the other members")
+        await self._record()
+        await engines.end([rank for rank in engines.ranks if rank not in ended], drain=False)
+        gone = await engines.gone()
+        if lost := self._lost(placement):  # which explains what the others died of
+            self._instance = moved(self._instance, f"host {lost} was lost")
+            await self._record()
+        else:
+            exits = {rank: (await engines.exit_of(rank))[0] for rank in engines.ended}
+            rank = root_cause(exits, first) if ended else first
+            why = exits[rank] if ended else as_exit(placement.hosts[first])
+            self._instance = after_failure(self._instance, why, workflow.now(), rank)
+            await self._record()
+            await self._note_gpu_fault(why, fence, placement.members[rank].gpu_uuids)
+        self._broken_by = None
+        await self._release(fence, placement, gone)
+
+    async def _after_end(self, engines: Engines, placement: Placement) -> None:
         """The engine ended by itself: release its room and decide how to go on."""
-        ended, gone = await self._exit_of(engine)
-        fence, placement = self._instance.fence, self._instance.placement
+        ended, _ = await engines.exit_of(0)
+        fence = self._instance.fence
         self._instance = after_failure(self._instance, ended, workflow.now())
         await self._record()
-        if placement is not None:  # before anybody can claim it again
-            await self._note_gpu_fault(ended, fence, placement)
-        await self._release(fence, engine_gone=gone)
+        await self._note_gpu_fault(ended, fence, placement.gpu_uuids)  # before anybody can claim it again
+        await self._release(fence, placement, await engines.gone())
 
-    async def _note_gpu_fault(self, ended: EngineExit, fence: int, placement: Placement) -> None:
-        if not ended.gpu_fault or not placement.gpu_uuids:
-            return
-        fault = GpuFault(
-            instance_id=self._instance.instance_id,
-            fence=fence,
-            gpu_uuids=placement.gpu_uuids,
-            reason=ended.hint,
-            certain=ended.gpu_fault == "certain",
-        )
-        await workflow.execute_activity_method(GpuContract.note_gpu_fault, fault, **_ledger("an engine blames its GPU"))
+    async def _note_gpu_fault(self, ended: EngineExit, fence: int, gpu_uuids: tuple[str, ...]) -> None:
+        if ended.gpu_fault and gpu_uuids:
+            fault = fault_of(ended, self._instance.instance_id, fence, gpu_uuids)
+            await workflow.execute_activity_method(
+                GpuContract.note_gpu_fault, fault, **_ledger("an engine blames its GPU")
+            )
 
-    async def _abandon(self, engine: ActivityHandle[EngineExit], host_id: str) -> None:
+    async def _abandon(self, engines: Engines, placement: Placement) -> None:
         """The host is lost. Its engine may still run: cancel it for the day the host returns, and go elsewhere."""
-        engine.cancel()
-        let_go(engine)
+        engines.cancel()
         fence = self._instance.fence
-        self._instance = self._instance.with_(
-            state=InstanceState.RECOVERING,
-            message=f"host {host_id} was lost",
-            hint="",
-            placement=None,
-            endpoint=None,
-            pid=None,
-            ready_since=None,
-            restarts=self._instance.restarts + 1,
-            retry_at=None,
-        )
+        self._instance = moved(self._instance, f"host {placement.host_id} was lost")
         await self._record()
-        await self._release(fence, engine_gone=False)
+        await self._release(fence, placement, [])
 
-    async def _stop_engine(self, engine: ActivityHandle[EngineExit], placement: Placement) -> None:
+    async def _stop_engines(self, engines: Engines, placement: Placement) -> None:
         was_routed = self._instance.endpoint is not None
         self._instance = self._instance.with_(state=InstanceState.DRAINING)
         await self._record()
         if was_routed:
             await workflow.sleep(self._instance.timings.withdraw_pause, summary="gateways stop sending requests")
-        engine.cancel()
-        nudge = workflow.start_activity_method(
-            HostContract.look_at_engine,
-            EngineRef(instance_id=self._instance.instance_id, fence=self._instance.fence),
-            task_queue=ids.host_queue(placement.host_id),
-            schedule_to_close_timeout=timedelta(seconds=10),
-            retry_policy=RetryPolicy(maximum_attempts=1),
-            summary="tell the host to look",
-        )
-        gone = await self._gone_or_host_lost(engine, placement)
-        nudge.cancel()
-        let_go(nudge)
+        followers = engines.ranks[1:]
+        # As long as the leader drains it needs the others; without one of them it has nothing to wait for.
+        broken: Callable[[], bool] = lambda: any(engines.done(rank) for rank in followers)  # noqa: E731
+        await engines.end(engines.ranks[:1], drain=True, interrupted=broken)
+        if followers:
+            left = [rank for rank in engines.ranks if not engines.done(rank)]
+            await engines.end(left, drain=False)
+        gone = await engines.gone()
         self._instance = self._instance.with_(placement=None, endpoint=None, pid=None)
-        await self._release(self._instance.fence, engine_gone=gone)
+        await self._release(self._instance.fence, placement, gone)
 
-    async def _gone_or_host_lost(self, engine: ActivityHandle[EngineExit], placement: Placement) -> bool:
-        """Wait for the end of the engine; False when its host is lost meanwhile, or cannot say that it is gone."""
-        await workflow.wait_condition(lambda: engine.done() or self._engine_unknown or self._is_lost(placement))
-        if not engine.done():
-            let_go(engine)
-            return self._engine_unknown  # its host has just said that it never got it
-        _, gone = await self._exit_of(engine)
-        return gone
-
-    async def _exit_of(self, engine: ActivityHandle[EngineExit]) -> tuple[EngineExit, bool]:
-        """How it ended, and whether its host has said so: only then is its memory free."""
-        try:
-            return await engine, True
-        except ActivityError as error:
-            cause = error.cause
-            if isinstance(cause, ApplicationError) and cause.type == "EngineExited" and cause.details:
-                return EngineExit.model_validate(cause.details[0]), True
-            if isinstance(cause, CancelledError):
-                # Not started: no host held it when the server cancelled it, but an earlier attempt may have run it.
-                return EngineExit(exit_code=None, failure_class="cancelled"), error.started_event_id > 0
-            return EngineExit(exit_code=None, hint=str(cause or error)), False
-
-    async def _release(self, fence: int, *, engine_gone: bool) -> None:
+    async def _release(self, fence: int, placement: Placement, gone: Sequence[str]) -> None:
         await workflow.execute_activity_method(
             PlacementContract.release_claim,
-            ReleaseRequest(instance_id=self._instance.instance_id, fence=fence, engine_gone=engine_gone),
+            release_of(self._instance.instance_id, fence, placement, gone),
             **_ledger("give back the memory"),
         )
 
     async def _end(self) -> None:
         if self._instance.placement is not None:
             # Told to stop before we asked for the engine in this run: its host says when the memory is free.
-            await self._release(self._instance.fence, engine_gone=False)
+            await self._release(self._instance.fence, self._instance.placement, [])
         self._instance = self._instance.with_(state=InstanceState.STOPPED, placement=None, endpoint=None)
         workflow.set_current_details(describe(self._instance))
         self._set_search_attributes()
@@ -331,8 +325,9 @@ class InstanceWorkflow:
     def _may_go_on(self) -> bool:
         return self._instance.state is not InstanceState.FAILED
 
-    def _is_lost(self, placement: Placement) -> bool:
-        return placement.host_id in self._lost_hosts
+    def _lost(self, placement: Placement) -> str:
+        """The first of its hosts that is lost; empty: none is."""
+        return next((host_id for host_id in placement.hosts if host_id in self._lost_hosts), "")
 
     def _back_off_left(self) -> timedelta:
         return self._instance.retry_at - workflow.now() if self._instance.retry_at else timedelta(0)
@@ -381,10 +376,10 @@ class InstanceWorkflow:
             workflow.logger.warning("deployment %s does not exist any more", self._instance.deployment)
 
     def _due_for_continue_as_new(self) -> bool:
-        # What was said about our host is not carried over: first act upon it.
+        # What was said about our hosts is not carried over: first act upon it.
         placement = self._instance.placement
-        held_up = self._must_end() or (placement is not None and self._is_lost(placement))
-        return workflow.info().is_continue_as_new_suggested() and not held_up
+        unheard = self._broken_by is not None or (placement is not None and bool(self._lost(placement)))
+        return workflow.info().is_continue_as_new_suggested() and not (unheard or self._must_end())
 
     def _continue_as_new_if_due(self) -> None:
         # A running engine is not disturbed: the next run asks for it under the same fence and adopts it.

@@ -69,6 +69,12 @@ class Placement(Record):
     def hosts(self) -> tuple[str, ...]:
         return (self.host_id, *(m.host_id for m in self.followers))
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """By rank, the leader first."""
+        shared = {name: getattr(self, name) for name in Member.model_fields}
+        return (Member.model_validate(shared), *self.followers)
+
 
 class Unplaceable(Record):
     reasons: tuple[str, ...]
