@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -110,6 +110,12 @@ class Settings(BaseSettings):
     host_reach: Literal["auto", "direct", "tunnel"] = "auto"
     """How gateways reach this host: at its port, or through the tunnel that it holds open; ``auto``: at its port if the
     relay can reach that."""
+    host_port_range: str = Field(default="20000-21999", pattern=r"^\d{4,5}-\d{4,5}$")
+    """Ports of this host that placement gives to engines, first and last. None of Holdfast's own may lie within, and
+    none that the system hands out by itself should (Linux: 32768-60999)."""
+    host_fabric_address: str = ""
+    """Address of this host on the network over which engines that span hosts reach each other; empty: it takes part in
+    none of them."""
     host_labels: dict[str, str] = Field(default_factory=dict)
     host_reserved_ram_bytes: int = Field(default=1 << 30, ge=0)
     """RAM that placement leaves to the system on this host."""
@@ -150,6 +156,22 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         files = [TomlConfigSettingsSource(settings_cls, f) for f in ("holdfast.toml", default_home() / "holdfast.toml")]
         return (init_settings, env_settings, *files)
+
+    @model_validator(mode="after")
+    def _ports_of_engines_are_theirs(self) -> Self:
+        first, last = self.host_ports
+        if not 1024 <= first <= last <= 65535:
+            raise ValueError(f"host_port_range: {self.host_port_range!r} must be first-last, between 1024 and 65535")
+        own = ("port", "relay_port", "relay_internal_port", "temporal_port", "temporal_ui_port", "host_port")
+        if within := [name for name in own if first <= getattr(self, name) <= last]:
+            raise ValueError(f"host_port_range: {self.host_port_range} holds {', '.join(within)}; choose another range")
+        return self
+
+    @property
+    def host_ports(self) -> tuple[int, int]:
+        """First and last of ``host_port_range``."""
+        first, last = self.host_port_range.split("-")
+        return int(first), int(last)
 
     @property
     def server_url(self) -> str:

@@ -93,7 +93,8 @@ def release(session: Session, instance_id: str, fence: int, gone_from: Collectio
     ``gone_from``: the hosts that have said so; None: the leader's. What a gang holds on others stays booked until they
     confirm it too, as after ``give_up``.
     """
-    gone, others = [], []
+    gone: list[ClaimRow] = []
+    others: list[ClaimRow] = []
     for row in _claims_up_to(session, instance_id, fence):
         said = row.rank == 0 if gone_from is None else row.host_id in gone_from
         (gone if said else others).append(row)

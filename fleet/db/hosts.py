@@ -54,12 +54,16 @@ def save_registration(session: Session, host_id: str, registration: Registration
     row = session.get_one(HostRow, host_id, with_for_update=True)
     inventory = registration.inventory
     changed = not row.inventory or not Inventory.model_validate(row.inventory).same_hardware(inventory)
+    changed |= row.fabric_address != inventory.fabric_address  # what a gang was told of it
     row.name = inventory.hostname
     row.machine_id = inventory.machine_id
     row.address = registration.address
     row.http_port = registration.http_port
     row.version = registration.version
     row.inventory = inventory.model_dump(mode="json")
+    row.fingerprint = inventory.fingerprint()
+    row.port_first, row.port_last = inventory.port_range or (0, 0)
+    row.fabric_address = inventory.fabric_address
     row.labels = inventory.labels | row.given_labels
     row.ram_allocatable = host_settings.ram_allocatable(inventory, row.reserve)
     row.seen_at = datetime.now(UTC)

@@ -53,7 +53,9 @@ def inventory_of(settings: Settings, name: str, look: Look) -> Inventory:
         runtimes=runtimes_here(settings),
         labels=settings.host_labels,
         vram_reserved_bytes=settings.host_reserved_vram_bytes,
-        notes=look.notes,
+        port_range=settings.host_ports,
+        fabric_address=settings.host_fabric_address,
+        notes=(*look.notes, *_shared_ports(settings)),
     )
 
 
@@ -66,6 +68,17 @@ def engine_builds(settings: Settings) -> tuple[EngineBuild, ...]:
         else:
             builds.append(EngineBuild(engine=adapter.name, version=adapter.default_version))
     return (*builds, *_images(settings))
+
+
+def _shared_ports(settings: Settings) -> tuple[str, ...]:
+    first, last = settings.host_ports
+    system = machine.ephemeral_ports()
+    if system is None or last < system[0] or first > system[1]:
+        return ()
+    return (
+        f"host_port_range {first}-{last} overlaps the ports that the system hands out ({system[0]}-{system[1]}): "
+        "an engine may find its port taken",
+    )
 
 
 def _images(settings: Settings) -> tuple[EngineBuild, ...]:

@@ -55,3 +55,12 @@ def disk(path: Path) -> tuple[int, int]:
 def system() -> tuple[str, str]:
     """(operating system, architecture)."""
     return f"{platform.system()} {platform.release()}", platform.machine()
+
+
+def ephemeral_ports() -> tuple[int, int] | None:
+    """First and last of those that the system gives to whoever does not ask for a certain one; None: not known."""
+    path = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not path.is_file():
+        return None
+    first, last = path.read_text().split()
+    return int(first), int(last)
