@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from fleet.deployments import (
+    ABOUT_REPLICAS,
     Accepted,
     Deployment,
     DeploymentChange,
@@ -19,7 +20,7 @@ _KEYS_KEPT = 32
 
 def needs_new_engines(old: DeploymentSpec, new: DeploymentSpec) -> bool:
     """Whether instances of ``old`` must be replaced to satisfy ``new``."""
-    about_us = {"replicas": new.replicas, "rollout": new.rollout, "restart": new.restart}
+    about_us = {name: getattr(new, name) for name in ABOUT_REPLICAS}
     return old.model_copy(update=about_us) != new
 
 

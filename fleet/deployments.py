@@ -19,6 +19,9 @@ from fleet.specs import DeploymentSpec
 from fleet.states import InstanceState
 from fleet.timings import Timings
 
+ABOUT_REPLICAS = ("replicas", "rollout", "restart", "priority")
+"""Fields of a spec that no engine is made from: a change of them holds at once, and going back leaves them alone."""
+
 
 class InstanceView(Record):
     """What a deployment knows of one of its instances."""
@@ -249,9 +252,7 @@ def go_back(d: Deployment, why: GivenUp, now: datetime) -> Deployment:
     stable = rollout.stable
     note = f"revision {why.revision} {why.outcome}: {why.reason}"
     return d.with_(
-        spec=stable.spec.model_copy(
-            update={"replicas": d.spec.replicas, "rollout": d.spec.rollout, "restart": d.spec.restart}
-        ),
+        spec=stable.spec.model_copy(update={name: getattr(d.spec, name) for name in ABOUT_REPLICAS}),
         engine=stable.engine,
         engine_version=stable.engine_version,
         revision=stable.revision,

@@ -14,7 +14,7 @@ from fleet.access.sealing import MASK
 from fleet.changes import needs_new_engines
 from fleet.db import revisions
 from fleet.db.tables import DeploymentRow, RevisionRow
-from fleet.deployments import DeploymentChange
+from fleet.deployments import ABOUT_REPLICAS, DeploymentChange
 from fleet.errors import Conflict, NotFound
 from fleet.model import Wire
 from fleet.rollouts import Steer, Steering
@@ -67,7 +67,7 @@ async def rollback(
     chosen = await services.database.aread(lambda s: _target(s, row, body.revision))
     spec = DeploymentSpec.model_validate(chosen.spec)
     now = DeploymentSpec.model_validate(row.spec)
-    spec = spec.model_copy(update={"replicas": now.replicas, "rollout": now.rollout, "restart": now.restart})
+    spec = spec.model_copy(update={name: getattr(now, name) for name in ABOUT_REPLICAS})
     same = not needs_new_engines(now, spec) and (row.engine, row.engine_version) == _made_of(chosen)
     if same and idempotency_key is None:
         raise Conflict(

@@ -1,6 +1,7 @@
 """The fleet as placement sees it: hosts that are ready, what is free on them, and what runs there. Pure."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from fleet.inventory import AcceleratorKind, EngineBuild
 from fleet.sizing.sizing import GpuClass
@@ -60,6 +61,8 @@ class Occupant:
     """Gives its room back soon."""
     hosts: int = 1
     """Over how many hosts it is spread."""
+    since: datetime | None = None
+    """When its instance was made."""
 
 
 @dataclass(frozen=True)
