@@ -16,7 +16,10 @@ from fleet.db.session import Database
 from fleet.db.tables import DeploymentRow, HostRow
 from fleet.host_client import FileFacts
 from fleet.model_files import ModelFiles
-from fleet.placement.choose import Choice, choose
+from fleet.placement.decision import Decision, Refusal
+from fleet.placement.fleet import Fleet
+from fleet.placement.guess import guessed
+from fleet.placement.place import place
 from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Unplaceable
 from fleet.placement.view import HostView, ModelFile
 
@@ -59,15 +62,35 @@ class PlacementActivities(PlacementContract):
         for _ in range(_LOOKS):
             hosts = await self._hosts(request)
             labels = await self._labels(request.deployment, hosts)
-            verdict = choose(request.model_copy(update={"labels": labels}), hosts)
-            if isinstance(verdict, Unplaceable):
-                return PlaceResult(unplaceable=verdict)
+            verdict = self._decide(request.model_copy(update={"labels": labels}), hosts)
+            if isinstance(verdict, Refusal):
+                return PlaceResult(unplaceable=verdict.unplaceable)
+            chosen = self._placement(verdict, hosts)
             try:
-                placement = await self._database.awrite(lambda s, v=verdict: self._commit(s, request, v))  # type: ignore[misc]
+                placement = await self._database.awrite(
+                    lambda s, v=verdict, c=chosen: self._commit(s, request, v, c)  # type: ignore[misc]
+                )
                 return PlaceResult(placement=placement)
             except claims.ClaimLost as lost:
                 reason = str(lost)
         return PlaceResult(unplaceable=Unplaceable(reasons=(reason,)))
+
+    @staticmethod
+    def _decide(request: PlacementRequest, hosts: list[HostView]) -> Decision | Refusal:
+        files = {h.host_id: h.model.size_bytes for h in hosts if h.model is not None}
+        needs = guessed(request.spec, max(files.values(), default=0))
+        return place(request, needs, Fleet.of(hosts, request.deployment), files=files.keys())
+
+    @staticmethod
+    def _placement(decision: Decision, hosts: list[HostView]) -> Placement:
+        seat = decision.seats[0]
+        model = next(h.model for h in hosts if h.host_id == seat.host_id)
+        return Placement(
+            host_id=seat.host_id,
+            gpu_uuids=seat.gpu_uuids,
+            memory_bytes=seat.gpu_bytes if seat.gpu_uuids else seat.ram_bytes,
+            model_path=model.path if model else "",
+        )
 
     async def _labels(self, deployment: str, hosts: list[HostView]) -> dict[str, str]:
         """Of the deployment; asked for only where some host is reserved. Its first projection may be on its way."""
@@ -90,18 +113,19 @@ class PlacementActivities(PlacementContract):
             return host.view
         return replace(host.view, model=ModelFile(facts.path, facts.size_bytes))
 
-    def _commit(self, session: Session, request: PlacementRequest, choice: Choice) -> Placement:
+    def _commit(self, session: Session, request: PlacementRequest, decision: Decision, chosen: Placement) -> Placement:
         claims.expire(session, datetime.now(UTC))
         before = claims.existing(session, request.instance_id, request.fence)
         if before is not None:
             return before
-        host_id = choice.placement.host_id
-        if replicas_by_host(session, request.deployment).get(host_id, 0) > choice.replicas_there:
+        seat = decision.seats[0]
+        host_id = seat.host_id
+        if replicas_by_host(session, request.deployment).get(host_id, 0) > seat.replicas_there:
             raise claims.ClaimLost(f"another replica was placed on {host_id} meanwhile")  # they should spread
-        placement = choice.placement.model_copy(
+        placement = chosen.model_copy(
             update={"env_for_host": self._seal_for(session, host_id, request.spec.env_sealed)}
         )
-        claims.claim(session, request.instance_id, request.fence, placement, {host_id: choice.generation})
+        claims.claim(session, request.instance_id, request.fence, placement, {host_id: seat.generation})
         return placement
 
     def _seal_for(self, session: Session, host_id: str, env: dict[str, str]) -> dict[str, str]:

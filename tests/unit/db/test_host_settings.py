@@ -215,16 +215,16 @@ async def test_host_that_is_reserved_while_a_replica_is_placed_is_not_taken(
     joined(database, "h1", ram=20)
     joined(database, "h2", ram=1000)
     deployment(database, {})
-    decide, seen = placement.choose, []
+    decide, seen = placement.place, []
 
-    def choose_and_be_late(request: PlacementRequest, hosts: Any) -> Any:
-        choice = decide(request, hosts)
-        seen.append(choice.placement.host_id)
+    def place_and_be_late(*asked: Any, **more: Any) -> Any:
+        decision = decide(*asked, **more)
+        seen.append(decision.seats[0].host_id)
         if len(seen) == 1:
             set_(database, "h1", reserved_for=ML)
-        return choice
+        return decision
 
-    monkeypatch.setattr(placement, "choose", choose_and_be_late)
+    monkeypatch.setattr(placement, "place", place_and_be_late)
     placed = (await place(database)).placement
     assert placed is not None
     assert (seen, placed.host_id) == (["h1", "h2"], "h2")

@@ -1,62 +1,16 @@
 """Where a replica goes, and why it goes nowhere."""
 
 from dataclasses import replace
-from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.engines.spec import EngineSpec
 from fleet.inventory import AcceleratorKind, EngineBuild
-from fleet.placement.choose import Choice, choose, need
-from fleet.placement.request import PlacementRequest, Unplaceable
+from fleet.placement.decision import Decision, Refusal
+from fleet.placement.guess import guessed
+from fleet.placement.request import PlacementRequest
 from fleet.placement.view import GpuView, HostView, ModelFile
-from fleet.specs import ContainerSpec, PlacementSpec
-
-CPU_ONLY = EngineBuild(engine="llama_cpp", version="1")
-BOTH = EngineBuild(engine="llama_cpp", version="1", accelerators=(AcceleratorKind.CPU, AcceleratorKind.NVIDIA))
-GIB = 1 << 30
-
-
-def request(**changes: Any) -> PlacementRequest:
-    """``changes``: of the request, its spec, or its wishes for placement."""
-    wishes = {k: changes.pop(k) for k in list(changes) if k in PlacementSpec.model_fields}
-    container = ContainerSpec(image=changes.pop("image", None) or None)
-    told = {k: changes.pop(k) for k in list(changes) if k in EngineSpec.model_fields}
-    spec = EngineSpec(engine="llama_cpp", engine_version="1", model_path="m.gguf", served_name="chat", memory_bytes=GIB)
-    spec = spec.model_copy(update={**told, "placement": PlacementSpec.model_validate(wishes), "container": container})
-    made = PlacementRequest(instance_id="chat/1-a", deployment="chat", fence=1, spec=spec)
-    return made.model_copy(update=changes)
-
-
-def host(host_id: str = "a", free: int = 4 * GIB, gpus: tuple[int, ...] = (), **changes: object) -> HostView:
-    views = tuple(GpuView(f"{host_id}-gpu-{n}", memory, 80 * GIB) for n, memory in enumerate(gpus))
-    made = HostView(
-        host_id=host_id,
-        name=f"{host_id}-name",
-        generation=7,
-        labels={},
-        ram_free_bytes=free,
-        ram_total_bytes=max(free, 8 * GIB),
-        gpus=views,
-        engines=(BOTH,) if gpus else (CPU_ONLY,),
-        replicas_of_deployment=0,
-        model=ModelFile(f"/models/{host_id}/m.gguf", GIB // 2),
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def chosen(asked: PlacementRequest, *hosts: HostView) -> Choice:
-    answer = choose(asked, hosts)
-    assert isinstance(answer, Choice), answer
-    return answer
-
-
-def refused(asked: PlacementRequest, *hosts: HostView) -> tuple[str, ...]:
-    answer = choose(asked, hosts)
-    assert isinstance(answer, Unplaceable), answer
-    return answer.reasons
-
+from tests.unit.placement.fleets import BOTH, CPU_ONLY, GIB, answer, chosen, host, refused, request
 
 # -- why not -------------------------------------------------------------------------------------------------------
 
@@ -87,12 +41,12 @@ def test_every_refusal_names_the_host_and_the_reason() -> None:
 
 def test_too_few_gpus_are_named_with_what_the_best_has() -> None:
     [reason] = refused(request(gpus_per_replica=2, memory_bytes=10 * GIB), host(gpus=(20 * GIB, 5 * GIB)))
-    assert reason == "a-name: needs 2 GPUs with 10.0 GiB free; the best has 20.0 GiB"
+    assert reason == "a-name: needs 2 GPUs with 10.0 GiB free, 1 at most there has; the best has 20.0 GiB"
 
 
 def test_gpus_are_of_no_use_to_a_build_that_cannot_use_them() -> None:
     [reason] = refused(request(gpus_per_replica=1), host(gpus=(80 * GIB,), engines=(CPU_ONLY,)))
-    assert "the best has 0.0 GiB" in reason
+    assert reason == "a-name: has no build of llama_cpp 1 that can use the cards there"
 
 
 def test_another_version_of_the_engine_will_not_do_unless_any_will() -> None:
@@ -104,14 +58,16 @@ def test_excluded_host_is_used_when_no_other_could_ever_run_the_replica() -> Non
     asked = request(excluded_hosts=("a",))
     small = host("b", free=0, ram_total_bytes=GIB - 1)
     for useless in (host("b", engines=()), host("b", model=None), small):
-        assert chosen(asked, host("a"), useless).placement.host_id == "a"
+        assert chosen(asked, host("a"), useless).host_id == "a"
     assert refused(asked, host("a"), host("b", free=0))[0].startswith("a-name: excluded after failures there")
 
 
 def test_cordoned_gpus_are_named_where_they_would_have_helped() -> None:
     cordoned = (("GPU-1", "Xid 79"),)
     [reason] = refused(request(gpus_per_replica=1), host(engines=(BOTH,), cordoned_gpus=cordoned))
-    assert reason.endswith("the best has 0.0 GiB; GPU GPU-1 is cordoned: Xid 79")
+    assert reason == "a-name: has no GPU that takes claims; GPU GPU-1 is cordoned: Xid 79"
+    [reason] = refused(request(gpus_per_replica=1), host(gpus=(GIB // 2,), cordoned_gpus=cordoned))
+    assert reason.endswith("the best has 0.5 GiB; GPU GPU-1 is cordoned: Xid 79")
     [reason] = refused(request(), host(free=0, engines=(BOTH,), cordoned_gpus=cordoned))
     assert reason.endswith("is free; GPU GPU-1 is cordoned: Xid 79")
 
@@ -120,65 +76,71 @@ def test_reserved_host_takes_only_those_that_it_is_for() -> None:
     kept = host("a", reserved_for={"team": "ml", "tier": "gold"})
     [reason] = refused(request(labels={"team": "ml"}), kept)
     assert reason == "a-name: is reserved for deployments with label team=ml, tier=gold"
-    assert chosen(request(labels={"team": "ml", "tier": "gold", "x": "y"}), kept).placement.host_id == "a"
-    assert chosen(request(), kept, host("b", free=64 * GIB)).placement.host_id == "b"
+    assert chosen(request(labels={"team": "ml", "tier": "gold", "x": "y"}), kept).host_id == "a"
+    assert chosen(request(), kept, host("b", free=64 * GIB)).host_id == "b"
 
 
 def test_reserved_host_is_no_alternative_to_an_excluded_one() -> None:
     asked = request(excluded_hosts=("a",))
-    assert chosen(asked, host("a"), host("b", reserved_for={"team": "ml"})).placement.host_id == "a"
+    assert chosen(asked, host("a"), host("b", reserved_for={"team": "ml"})).host_id == "a"
 
 
 # -- where ---------------------------------------------------------------------------------------------------------
 
 
 def test_answer_says_all_that_the_claim_and_the_host_need() -> None:
-    answer = chosen(request(gpus_per_replica=1), host(gpus=(80 * GIB,)))
-    assert answer.generation == 7
-    placement = answer.placement
-    assert (placement.host_id, placement.gpu_uuids, placement.memory_bytes) == ("a", ("a-gpu-0",), GIB)
-    assert placement.model_path == "/models/a/m.gguf"
+    seat = chosen(request(gpus_per_replica=1), host(gpus=(80 * GIB,)))
+    assert (seat.generation, seat.replicas_there, seat.ports) == (7, 0, 1)
+    assert (seat.host_id, seat.gpu_uuids, seat.gpu_bytes, seat.ram_bytes) == ("a", ("a-gpu-0",), GIB, 0)
+    in_ram = chosen(request(gpus_per_replica=0), host(replicas_of_deployment=2))
+    assert (in_ram.gpu_uuids, in_ram.gpu_bytes, in_ram.ram_bytes, in_ram.replicas_there) == ((), 0, GIB, 2)
 
 
 def test_gpu_is_taken_where_there_is_one_with_room_else_ram() -> None:
-    assert chosen(request(), host(gpus=(80 * GIB,))).placement.gpu_uuids == ("a-gpu-0",)
-    assert chosen(request(), host(gpus=(GIB - 1,))).placement.gpu_uuids == ()
-    assert chosen(request(gpus_per_replica=0), host(gpus=(80 * GIB,))).placement.gpu_uuids == ()
+    assert chosen(request(), host(gpus=(80 * GIB,))).gpu_uuids == ("a-gpu-0",)
+    assert chosen(request(), host(gpus=(GIB - 1,))).gpu_uuids == ()
+    assert chosen(request(gpus_per_replica=0), host(gpus=(80 * GIB,))).gpu_uuids == ()
 
 
 def test_host_with_a_free_gpu_is_better_than_a_small_one_without() -> None:
-    assert chosen(request(), host("a", free=GIB), host("b", gpus=(80 * GIB,))).placement.host_id == "b"
+    assert chosen(request(), host("a", free=GIB), host("b", gpus=(80 * GIB,))).host_id == "b"
 
 
 def test_fullest_gpus_with_room_are_taken() -> None:
     free = (80 * GIB, GIB // 2, 3 * GIB, GIB)
-    assert chosen(request(), host(gpus=free)).placement.gpu_uuids == ("a-gpu-3",)
-    assert set(chosen(request(gpus_per_replica=2), host(gpus=free)).placement.gpu_uuids) == {"a-gpu-3", "a-gpu-2"}
+    assert chosen(request(), host(gpus=free)).gpu_uuids == ("a-gpu-3",)
+    assert set(chosen(request(gpus_per_replica=2), host(gpus=free)).gpu_uuids) == {"a-gpu-3", "a-gpu-2"}
 
 
 def test_replicas_of_one_deployment_spread() -> None:
     roomy, tight = host("a", free=2 * GIB, replicas_of_deployment=1), host("b", free=64 * GIB)
-    assert chosen(request(), roomy, tight).placement.host_id == "b"
+    assert chosen(request(), roomy, tight).host_id == "b"
 
 
 def test_different_deployments_pack_onto_the_fullest_host_with_room() -> None:
     hosts = [host("a", free=64 * GIB), host("b", free=2 * GIB), host("c", free=GIB // 2)]
-    assert chosen(request(), *hosts).placement.host_id == "b"
+    assert chosen(request(), *hosts).host_id == "b"
 
 
 def test_same_fleet_gives_the_same_answer_in_any_order() -> None:
     hosts = [host(name) for name in "cab"]
-    assert {chosen(request(), *order).placement.host_id for order in (hosts, hosts[::-1])} == {"a"}
+    assert {chosen(request(), *order).host_id for order in (hosts, hosts[::-1])} == {"a"}
+
+
+def need(asked: PlacementRequest, size: int = 8 * GIB) -> int:
+    needs = guessed(asked.spec, size)
+    [need] = needs.otherwise or needs.cpu
+    assert not needs.otherwise or not needs.cpu or needs.cpu[0].ram_bytes == needs.otherwise[0].gpu_bytes
+    return need.gpu_bytes or need.ram_bytes
 
 
 def test_claim_is_what_was_asked_for_or_else_a_guess_divided_among_the_gpus() -> None:
-    model = ModelFile("/m", 8 * GIB)
-    assert need(request(memory_bytes=5), model) == 5
-    whole = need(request(memory_bytes=None), model)
+    assert need(request(memory_bytes=5)) == 5
+    whole = need(request(memory_bytes=None))
     assert whole > 8 * GIB
-    assert need(request(memory_bytes=None, gpus_per_replica=0), model) == whole
-    assert whole <= 3 * need(request(memory_bytes=None, gpus_per_replica=3), model) < whole + 3
-    assert need(request(memory_bytes=None, max_model_len=100_000), model) > whole
+    assert need(request(memory_bytes=None, gpus_per_replica=0)) == whole
+    assert whole <= 3 * need(request(memory_bytes=None, gpus_per_replica=3)) < whole + 3
+    assert need(request(memory_bytes=None, max_model_len=100_000)) > whole
 
 
 # -- in any fleet --------------------------------------------------------------------------------------------------
@@ -234,7 +196,7 @@ def emptied(host: HostView) -> HostView:
 def test_exclusion_of_all_or_none_changes_nothing(asked: PlacementRequest, hosts: list[HostView]) -> None:
     none = asked.model_copy(update={"excluded_hosts": ()})
     everywhere = asked.model_copy(update={"excluded_hosts": tuple(h.host_id for h in hosts)})
-    assert choose(none, hosts) == choose(everywhere, hosts)
+    assert answer(none, *hosts) == answer(everywhere, *hosts)
 
 
 @settings(deadline=None)
@@ -243,39 +205,40 @@ def test_excluded_host_is_as_good_as_absent_while_another_could_run_it(
     asked: PlacementRequest, hosts: list[HostView]
 ) -> None:
     others = [h for h in hosts if h.host_id not in asked.excluded_hosts]
-    if any(isinstance(choose(asked, [emptied(h)]), Choice) for h in others):
-        answer, without = choose(asked, hosts), choose(asked, others)
-        assert isinstance(answer, Choice) == isinstance(without, Choice)
-        assert isinstance(answer, Unplaceable) or answer == without
+    if any(isinstance(answer(asked, emptied(h)), Decision) for h in others):
+        found, without = answer(asked, *hosts), answer(asked, *others)
+        assert isinstance(found, Decision) == isinstance(without, Decision)
+        assert isinstance(found, Refusal) or found == without
 
 
 @settings(deadline=None)
 @given(requests, fleets())
 def test_chosen_host_can_do_what_is_asked_or_each_says_why_not(asked: PlacementRequest, hosts: list[HostView]) -> None:
-    answer = choose(asked, hosts)
-    if isinstance(answer, Unplaceable):
-        assert [reason.split(":")[0] for reason in answer.reasons] == [h.name for h in hosts]
-        assert all(h.name in answer.message for h in hosts)
+    found = answer(asked, *hosts)
+    if isinstance(found, Refusal):
+        assert [reason.split(":")[0] for reason in found.reasons] == [h.name for h in hosts]
+        assert all(h.name in found.unplaceable.message for h in hosts)
         return
-    placement = answer.placement
-    [there] = [h for h in hosts if h.host_id == placement.host_id]
+    [seat] = found.seats
+    [there] = [h for h in hosts if h.host_id == seat.host_id]
     if there.host_id in asked.excluded_hosts:
         others = [h for h in hosts if h.host_id not in asked.excluded_hosts]
-        assert not any(isinstance(choose(asked, [emptied(h)]), Choice) for h in others), "another could run it"
-    assert asked.host_selector.items() <= there.labels.items()
+        assert not any(isinstance(answer(asked, emptied(h)), Decision) for h in others), "another could run it"
+    assert asked.spec.placement.host_selector.items() <= there.labels.items()
     assert there.reserved_for.items() <= asked.labels.items()
-    fitting = [b for b in there.engines if b.engine == "llama_cpp" and asked.engine_version in ("", b.version)]
+    fitting = [b for b in there.engines if b.engine == "llama_cpp" and asked.spec.engine_version in ("", b.version)]
     assert fitting
     assert there.model is not None
-    assert placement.memory_bytes == need(asked, there.model)
-    if not placement.gpu_uuids:
-        assert not asked.gpus_per_replica
-        assert there.ram_free_bytes >= placement.memory_bytes
+    needed = need(asked, max(h.model.size_bytes for h in hosts if h.model is not None))
+    assert seat.gpu_bytes + seat.ram_bytes == needed
+    if not seat.gpu_uuids:
+        assert not asked.spec.placement.gpus_per_replica
+        assert there.ram_free_bytes >= needed
         return
     assert any(AcceleratorKind.NVIDIA in b.accelerators for b in fitting)
-    assert len(set(placement.gpu_uuids)) == len(placement.gpu_uuids) == (asked.gpus_per_replica or 1)
+    assert len(set(seat.gpu_uuids)) == len(seat.gpu_uuids) == (asked.spec.placement.gpus_per_replica or 1)
     free = {g.uuid: g.free_bytes for g in there.gpus}
-    assert all(free[uuid] >= placement.memory_bytes for uuid in placement.gpu_uuids)
+    assert all(free[uuid] >= needed for uuid in seat.gpu_uuids)
 
 
 @settings(deadline=None)
@@ -285,8 +248,8 @@ def test_host_that_is_chosen_alone_is_not_refused_in_company(
 ) -> None:
     asked = asked.model_copy(update={"excluded_hosts": ()})
     alone = data.draw(st.sampled_from(hosts))
-    if isinstance(choose(asked, [alone]), Choice):
-        assert isinstance(choose(asked, hosts), Choice)
+    if isinstance(answer(asked, alone), Decision):
+        assert isinstance(answer(asked, *hosts), Decision)
 
 
 # -- kinds of cards -------------------------------------------------------------------------------------------------
@@ -300,23 +263,23 @@ def mixed(*cards: tuple[AcceleratorKind, int], part: bool = False) -> tuple[GpuV
 
 def test_engine_gets_only_cards_that_it_can_use() -> None:
     cards = mixed((AcceleratorKind.AMD, 2 * GIB), (AcceleratorKind.NVIDIA, 3 * GIB))
-    assert chosen(request(), host(gpus=(1,), engines=(BOTH,)), host("b", 0)).placement.gpu_uuids == ()
-    assert chosen(request(), replace(host(gpus=(1,)), gpus=cards)).placement.gpu_uuids == ("gpu-1",)
+    assert chosen(request(), host(gpus=(1,), engines=(BOTH,)), host("b", 0)).gpu_uuids == ()
+    assert chosen(request(), replace(host(gpus=(1,)), gpus=cards)).gpu_uuids == ("gpu-1",)
     [reason] = refused(request(gpus_per_replica=1), replace(host(gpus=(1,)), gpus=cards[:1]))
-    assert "the best has 0.0 GiB" in reason
+    assert "can use the cards there" in reason
 
 
 def test_cards_of_one_replica_are_of_one_kind() -> None:
     cards = mixed((AcceleratorKind.AMD, 2 * GIB), (AcceleratorKind.NVIDIA, 2 * GIB), (AcceleratorKind.NVIDIA, 3 * GIB))
     here = replace(host(), gpus=cards, engines=(ALL_KINDS,))
-    assert chosen(request(gpus_per_replica=2), here).placement.gpu_uuids == ("gpu-1", "gpu-2")
+    assert chosen(request(gpus_per_replica=2), here).gpu_uuids == ("gpu-1", "gpu-2")
     assert len(refused(request(gpus_per_replica=3), here)) == 1
 
 
 def test_parts_of_a_card_are_given_one_by_one_and_not_together() -> None:
     parts = mixed((AcceleratorKind.NVIDIA, 2 * GIB), (AcceleratorKind.NVIDIA, 2 * GIB), part=True)
     here = replace(host(gpus=(1,)), gpus=parts)
-    assert chosen(request(gpus_per_replica=1), here).placement.gpu_uuids == ("gpu-0",)
+    assert chosen(request(gpus_per_replica=1), here).gpu_uuids == ("gpu-0",)
     assert len(refused(request(gpus_per_replica=2), here)) == 1
 
 
@@ -331,7 +294,7 @@ NVIDIA_IMAGE = EngineBuild(
 
 def test_deployment_that_wants_docker_goes_where_docker_is() -> None:
     without, with_docker = host("a"), host("b", runtimes=BOTH_RUNTIMES, engines=(IMAGE,))
-    assert chosen(request(runtime="docker"), without, with_docker).placement.host_id == "b"
+    assert chosen(request(runtime="docker"), without, with_docker).host_id == "b"
     assert "has no Docker engine" in refused(request(runtime="docker"), without)[0]
 
 
@@ -356,7 +319,7 @@ def test_version_is_not_asked_of_an_image() -> None:
 
 def test_image_for_gpus_gets_gpus_and_a_deployments_own_only_when_it_asks() -> None:
     docker = host(gpus=(8 * GIB,), engines=(CPU_ONLY, NVIDIA_IMAGE), runtimes=BOTH_RUNTIMES)
-    assert chosen(request(), docker).placement.gpu_uuids
-    assert not chosen(request(runtime="process"), docker).placement.gpu_uuids
-    assert not chosen(request(image="own:1"), docker).placement.gpu_uuids
-    assert chosen(request(image="own:1", gpus_per_replica=1), docker).placement.gpu_uuids
+    assert chosen(request(), docker).gpu_uuids
+    assert not chosen(request(runtime="process"), docker).gpu_uuids
+    assert not chosen(request(image="own:1"), docker).gpu_uuids
+    assert chosen(request(image="own:1", gpus_per_replica=1), docker).gpu_uuids

@@ -1,0 +1,71 @@
+"""Which cards of a host work best together. Pure."""
+
+from collections.abc import Sequence
+
+from fleet.placement.view import GpuView
+
+_DIRECT, _SAME_NODE, _ACROSS, _UNKNOWN = 5, 40, 50, 45
+
+
+def distance(a: GpuView, b: GpuView) -> int:
+    """As on ``GpuView.links``; where nothing is told of two cards, by their NUMA nodes."""
+    told = next((d for uuid, d in a.links if uuid == b.uuid), None)
+    told = told if told is not None else next((d for uuid, d in b.links if uuid == a.uuid), None)
+    if told is not None:
+        return told
+    if a.numa_node is None or b.numa_node is None:
+        return _UNKNOWN
+    return _SAME_NODE if a.numa_node == b.numa_node else _ACROSS
+
+
+def islands(gpus: Sequence[GpuView]) -> list[int]:
+    """For each card the first one that it reaches over direct links (NVLink and kin), through others too."""
+    first = list(range(len(gpus)))
+    number = {gpu.uuid: n for n, gpu in enumerate(gpus)}
+    for here, gpu in enumerate(gpus):
+        for uuid, far in gpu.links:
+            there = number.get(uuid)
+            if far <= _DIRECT and there is not None and first[there] != first[here]:
+                least, other = sorted((first[here], first[there]))
+                first = [least if f == other else f for f in first]
+    return first
+
+
+def nodes(gpus: Sequence[GpuView]) -> list[int]:
+    """For each card the first one on its NUMA node."""
+    found: dict[int | None, int] = {}
+    return [found.setdefault(gpu.numa_node, n) for n, gpu in enumerate(gpus)]
+
+
+def closest(gpus: Sequence[GpuView], free: Sequence[int], count: int) -> tuple[GpuView, ...]:
+    """``count`` of ``gpus`` that lie closest together, of equal ones those with the least free; in rank order.
+
+    Grown from each card in turn by the one that is nearest to those chosen: all sets would be too many on hosts with
+    more than eight cards.
+    """
+    order = sorted(range(len(gpus)), key=lambda n: (free[n], gpus[n].uuid))
+    chosen = order[:count] if count in (1, len(gpus)) else _grown(gpus, free, order, count)
+    first, node = islands(gpus), nodes(gpus)
+    return tuple(gpus[n] for n in sorted(chosen, key=lambda n: (first[n], node[n], gpus[n].index, gpus[n].uuid)))
+
+
+def _grown(gpus: Sequence[GpuView], free: Sequence[int], order: Sequence[int], count: int) -> list[int]:
+    apart = [[_cost(a, b) for b in gpus] for a in gpus]
+    place = {n: at for at, n in enumerate(order)}
+    best: tuple[tuple[int, int, list[int]], list[int]] | None = None
+    for start in order:
+        chosen, far, total = [start], list(apart[start]), 0
+        while len(chosen) < count:
+            nearest = min((n for n in order if n not in chosen), key=lambda n: (far[n], place[n]))
+            total += far[nearest]
+            chosen.append(nearest)
+            far = [f + d for f, d in zip(far, apart[nearest], strict=True)]
+        key = (total, sum(free[n] for n in chosen), sorted(place[n] for n in chosen))
+        if best is None or key < best[0]:
+            best = (key, chosen)
+    return best[1] if best else []
+
+
+def _cost(a: GpuView, b: GpuView) -> int:
+    """Of cards that are linked alike, those on one NUMA node are closer."""
+    return 2 * distance(a, b) + (a.numa_node != b.numa_node)
