@@ -83,8 +83,10 @@ class FilterCount(BaseModel):
 
 
 class MaxReplicas(BaseModel):
-    now: int = Field(description="in the room that is free")
-    if_empty: int = Field(description="if nothing else ran on the hosts that suit")
+    """Null where machines are rented: as many as are paid for."""
+
+    now: int | None = Field(default=None, description="in the room that is free")
+    if_empty: int | None = Field(default=None, description="if nothing else ran on the hosts that suit")
 
 
 class Message(BaseModel):

@@ -1,6 +1,6 @@
 """How many replicas of one kind there is room for: counted at once, not placed one after the other. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,45 +11,74 @@ from fleet.placement.needs import Need
 from fleet.placement.options import Option
 from fleet.placement.search import Search
 from fleet.placement.table import Ints, Mask
+from fleet.sizing.sizing import GpuClass
 
 _NO_LIMIT = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """For replicas of one sizing alone."""
-
     now: int
     empty: int
     """If nothing ran on the hosts that suit."""
 
 
-def on_cards(search: Search, option: Option) -> Capacity:
-    """On cards of the option's class. Exact where replicas of this one shape are all that is placed."""
-    fleet = search.fleet
-    return Capacity(_count(search, option, fleet.room()), _count(search, option, fleet.emptied()))
+@dataclass(frozen=True)
+class Counted:
+    """For replicas of one shape alone. Arrays are by row of the fleet's hosts."""
+
+    need: Need
+    capacity: Capacity
+    now: Ints
+    """Replicas, or members of gangs, that each host could take."""
+    empty: Ints
 
 
-def in_ram(search: Search, need: Need) -> Capacity:
-    hosts, fleet = _open(search), search.fleet
-    now, empty = (int(_by_ram(need, room, hosts).sum()) for room in (fleet.room(), fleet.emptied()))
-    return Capacity(now, empty)
+class Tally:
+    """Counts class after class; RAM and ports that the replicas of one class take are gone for the next."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._hosts: Mask = search.lasting & search.suited.unavoided
+        self._now, self._empty = search.fleet.room(), search.fleet.emptied()
+
+    def on_cards(self, gpu: GpuClass) -> list[Counted]:
+        """Every way to run it on cards of the class. Exact where replicas of one shape are all that is placed."""
+        options = [o for band in self._search.bands for o in band if o.gpu_class == gpu]
+        return self._taken([self._counted(o.need, o) for o in options])
+
+    def in_ram(self) -> list[Counted]:
+        return self._taken([self._counted(need, None) for need in self._search.cpu])
+
+    def _taken(self, found: list[Counted]) -> list[Counted]:
+        if found:
+            best = max(found, key=lambda c: (c.capacity.now, c.capacity.empty))
+            self._now = _without(self._now, best.need, best.now)
+            self._empty = _without(self._empty, best.need, best.empty)
+        return found
+
+    def _counted(self, need: Need, option: Option | None) -> Counted:
+        now, empty = (self._per_host(need, option, room) for room in (self._now, self._empty))
+        return Counted(need, Capacity(self._sum(need, now), self._sum(need, empty)), now, empty)
+
+    def _per_host(self, need: Need, option: Option | None, room: Room) -> Ints:
+        if option is None:
+            return _by_ram(need, room, self._hosts)
+        hosts = self._hosts & self._search.usable(option)
+        if need.shape.hosts > 1:
+            hosts &= self._search.fleet.host["fabric"]
+        return np.minimum(_by_cards(self._search, option, room, hosts), _by_ram(need, room, hosts))
+
+    def _sum(self, need: Need, per_host: Ints) -> int:
+        if need.shape.hosts == 1:
+            return int(per_host.sum())
+        # All hosts of a gang run one build; those of the commonest make the most gangs.
+        builds = self._search.gang_builds()
+        return max((_sets(per_host[_having(self._search, b)], need.shape.hosts) for b in builds), default=0)
 
 
-def _open(search: Search) -> Mask:
-    hosts: Mask = search.lasting & search.suited.unavoided
-    return hosts
-
-
-def _count(search: Search, option: Option, room: Room) -> int:
-    shape, hosts = option.need.shape, _open(search) & search.usable(option)
-    if shape.hosts > 1:
-        hosts &= search.fleet.host["fabric"]
-    per_host = np.minimum(_by_cards(search, option, room, hosts), _by_ram(option.need, room, hosts))
-    if shape.hosts == 1:
-        return int(per_host.sum())
-    # All hosts of a gang run one build; those of the commonest make the most gangs.
-    return max((_sets(per_host[_having(search, build)], shape.hosts) for build in search.gang_builds()), default=0)
+def _without(room: Room, need: Need, per_host: Ints) -> Room:
+    return replace(room, ram=room.ram - per_host * need.ram_bytes, ports=room.ports - per_host * need.ports)
 
 
 def _having(search: Search, build: EngineBuild) -> Mask:

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from fleet.catalog.gpu_models import GpuModel, gpu_model, similar
+from fleet.engines.catalog import ADAPTERS
 from fleet.inventory import AcceleratorKind, EngineBuild
 from fleet.model import Wire
 from fleet.placement.view import GpuView, HostView
@@ -122,6 +123,21 @@ class DeclaredInventory(Wire):
         if sum(h.count * g.count for h in hosts for g in h.gpus) > MOST_GPUS:
             raise ValueError(f"more than {MOST_GPUS} cards: describe a part of the fleet")
         return hosts
+
+
+def every_engine() -> tuple[EngineBuild, ...]:
+    """As Holdfast would install them, on whatever they run on. The build for CPUs of an engine is another one."""
+    return tuple(
+        EngineBuild(
+            engine=adapter.name,
+            version=adapter.default_version,
+            accelerators=tuple(
+                sorted(adapter.accelerators - ({AcceleratorKind.CPU} if adapter.name == "vllm" else set()))
+            ),
+        )
+        for adapter in ADAPTERS.values()
+        if adapter.default_version
+    )
 
 
 def hosts_of(inventory: DeclaredInventory, offered: tuple[EngineBuild, ...]) -> tuple[HostView, ...]:

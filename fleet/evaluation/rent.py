@@ -55,7 +55,7 @@ def rentals(machines: Iterable[Machine], sizing: Sizing, replicas: int) -> tuple
     Cheapest for all replicas first; those without a known price last.
     """
     found = [(m, shares) for m in machines if (shares := _shares(m, sizing))]
-    return tuple(sorted((_rental(m, shares, sizing, replicas) for m, shares in found), key=_rank))
+    return tuple(sorted((_rental(m, shares, sizing, replicas) for m, shares in found), key=rank))
 
 
 def _shares(machine: Machine, sizing: Sizing) -> int:
@@ -92,7 +92,8 @@ def _money(price: Price | None, spot: bool, times: Decimal) -> Money | None:
     return Money(amount=str(amount), currency=price.currency, region=price.region, date=price.date, spot=spot)
 
 
-def _rank(rental: Rental) -> tuple[bool, Decimal, int, str, str]:
+def rank(rental: Rental) -> tuple[bool, Decimal, int, str, str]:
+    """The cheapest first, those without a known price last."""
     total = rental.price_for_all
     amount = Decimal(total.amount) if total else Decimal(0)
     return (total is None, amount, rental.machines, rental.cloud, rental.instance_type)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.engines.spec import EngineSpec
-from fleet.evaluation.capacity import Capacity, in_ram, on_cards
+from fleet.evaluation.capacity import Capacity, Tally
 from fleet.inventory import AcceleratorKind, EngineBuild
 from fleet.placement.fleet import Fleet
 from fleet.placement.needs import Need, Needs
@@ -56,8 +56,8 @@ def request(multi_host: bool = True) -> PlacementRequest:
 
 def counted(hosts: list[HostView], need: Need) -> Capacity:
     search = Search(request(), Needs(by_class={CARD: (need,)}), Fleet.of(hosts))
-    options = [o for band in search.bands for o in band]
-    return on_cards(search, options[0]) if options else Capacity(0, 0)
+    found = Tally(search).on_cards(CARD)
+    return found[0].capacity if found else Capacity(0, 0)
 
 
 def placed(hosts: list[HostView], need: Need) -> int:
@@ -86,7 +86,14 @@ def test_gangs_count_hosts_not_cards() -> None:
 def test_in_ram() -> None:
     need = Need(ram_bytes=100 * GIB)
     search = Search(request(), Needs(cpu=(need,)), Fleet.of([host("a", []), host("b", [], ram_gib=99)]))
-    assert in_ram(search, need) == Capacity(5, 20)
+    assert [c.capacity for c in Tally(search).in_ram()] == [Capacity(5, 20)]
+
+
+def test_what_replicas_on_cards_take_of_ram_is_gone_for_others() -> None:
+    needs = Needs(by_class={CARD: (Need(Shape(), 80 * GIB, 200 * GIB),)}, cpu=(Need(ram_bytes=100 * GIB),))
+    tally = Tally(Search(request(), needs, Fleet.of([host("a", [80, 80])])))
+    assert [c.capacity.now for c in tally.on_cards(CARD)] == [2]
+    assert [c.capacity.now for c in tally.in_ram()] == [1]
 
 
 fleets = st.lists(st.lists(st.integers(0, 80), max_size=5), min_size=1, max_size=4)
