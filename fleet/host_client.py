@@ -10,6 +10,7 @@ import httpx
 from fleet.access.authority import name_of_host
 from fleet.access.visitor import Visitor
 from fleet.model import Record
+from fleet.sizing.facts import ModelFacts
 
 
 class FileFacts(Record):
@@ -19,8 +20,15 @@ class FileFacts(Record):
     """Absolute."""
     exists: bool
     readable: bool = False
+    """A file that can be opened, or a folder with a model that can be read."""
     size_bytes: int = 0
+    """Of a folder: of its weights."""
     is_gguf: bool = False
+    is_folder: bool = False
+    model: ModelFacts | None = None
+    model_error: str = ""
+    """Why there is no ``model``, for people; empty also where the host is too old to look."""
+    model_hint: str = ""
 
 
 @dataclass(frozen=True)

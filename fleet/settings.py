@@ -89,6 +89,15 @@ class Settings(BaseSettings):
     breaker_window_s: int = Field(default=300, ge=1)
     """Seconds in which hosts that turn unhealthy count together for ``breaker_share``."""
 
+    huggingface_endpoint: str = ""
+    """Where models of Hugging Face are asked for, e.g. a mirror; empty: ``https://huggingface.co``."""
+    huggingface_token: SecretStr | None = None
+    """For repositories whose owner lets in only those who are known."""
+    modelscope_endpoint: str = ""
+    """The same for ModelScope; empty: ``https://www.modelscope.cn``."""
+    modelscope_token: SecretStr | None = None
+    """The same for ModelScope."""
+
     audit_keep_days: int = Field(default=90, ge=1, le=36_500)
     """Days for which the audit log is kept."""
     audit_keep_rows: int = Field(default=100_000, ge=1000, le=100_000_000)

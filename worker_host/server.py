@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
-import os
 import re
 import socket
 import ssl
@@ -19,19 +17,18 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from fleet.access.tickets import Scope, TicketReader
-from fleet.host_client import FileFacts
 from fleet.http.server import BoundedHttp
 from fleet.inventory import EngineRef
 from fleet.serving import serving
 from fleet.telemetry import Refusal
 from worker_host.guard import Guard, NotAdmitted
 from worker_host.log_reader import LogReader, NoLog
+from worker_host.model_reader import ModelReader
 from worker_host.proxy import EngineProxy, Load, Receive, Running, Send, authorization_of, peer_of, refuse
 
 App = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 
 _MOST_TAIL = 100_000
-_GGUF_MAGIC = b"GGUF"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _KEEP_IDLE_S = 75
 """Longer than gateways keep a connection, so that it is they who close it."""
@@ -62,6 +59,7 @@ class HostServer:
         runs here no more or does not answer. ``metrics``: what the host says of itself, in Prometheus' format; blocks.
         """
         self._models = models
+        self._reader = ModelReader()
         self._log_reader = log_reader
         self._metrics_of = metrics_of
         self._metrics_of_host = metrics
@@ -114,8 +112,8 @@ class HostServer:
         path = request.query_params.get("path", "")
         if not path or "\x00" in path:
             return JSONResponse({"detail": "path is missing"}, 400)
-        facts = await asyncio.to_thread(file_facts, self._models / path)  # an absolute path replaces the folder
-        return JSONResponse(facts.model_dump())
+        facts = await self._reader.facts(self._models / path)  # an absolute path replaces the folder
+        return Response(facts.model_dump_json(), media_type="application/json")
 
     async def _log(self, request: Request) -> Response:
         instance = request.path_params["instance"]
@@ -157,19 +155,6 @@ async def open_door(app: App, listening: socket.socket, tls: ssl.SSLContext, *, 
         timeout_keep_alive=_KEEP_IDLE_S,
     ):
         yield
-
-
-def file_facts(path: Path) -> FileFacts:
-    resolved = Path(os.path.realpath(path))  # unlike ``resolve``, it has an answer for a link to itself
-    try:
-        if not resolved.is_file():  # a pipe would keep us waiting
-            return FileFacts(path=str(resolved), exists=resolved.exists())
-        with resolved.open("rb") as file:
-            magic = file.read(len(_GGUF_MAGIC))
-            size = file.seek(0, 2)
-    except OSError as error:
-        return FileFacts(path=str(resolved), exists=error.errno != errno.ENAMETOOLONG)
-    return FileFacts(path=str(resolved), exists=True, readable=True, size_bytes=size, is_gguf=magic == _GGUF_MAGIC)
 
 
 def _number(request: Request, name: str, default: int) -> int:

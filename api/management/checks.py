@@ -63,15 +63,16 @@ def _check_file(spec: DeploymentSpec, hosts: list[ReadyHost], facts: dict[str, F
             field="spec.model.path",
             hint="copy the model there, or name an absolute path or one relative to the host's models folder",
         )
-    if not any(f.readable for f in facts.values()):
+    there = [f for f in facts.values() if f.exists]
+    if spec.engine != "custom" and all(f.model is None and f.model_error for f in there):
         raise InvalidInput(
-            f"{path!r} exists but is not a file that a host can read (asked: {names})",
+            f"{there[0].model_error} (asked: {names})",
             field="spec.model.path",
-            hint="name a file, not a folder, and let the host's user read it",
+            hint=there[0].model_hint or "name a GGUF file, or a folder with config.json and safetensors files",
         )
-    if not any(f.is_gguf for f in facts.values()):
+    if not any(f.readable for f in there):
         raise InvalidInput(
-            f"{path!r} is not a GGUF file",
+            f"{path!r} exists but is not a model that a host can read (asked: {names})",
             field="spec.model.path",
-            hint="llama.cpp runs GGUF models; convert it, or name the right file",
+            hint="name a file, or a folder with a model, and let the host's user read it",
         )

@@ -87,13 +87,13 @@ def read_header(files: Files, file: ModelFile) -> GgufHeader:
 def _counts(stream: "_Stream") -> tuple[int, int]:
     """(tensors, keys)."""
     name = stream.file.name
-    magic, version = struct.unpack("<II", stream.take(8))
-    if magic != GGUF_MAGIC:
+    if stream.take(min(4, stream.file.size)) != GGUF_MAGIC.to_bytes(4, "little"):
         raise ReadError(
             ReadProblem.UNSUPPORTED,
             f"{name} is not a GGUF file",
             "name a GGUF file, or a folder with config.json and safetensors files",
         )
+    version = stream.number("<I")
     if version not in _VERSIONS:
         big_endian = version & 0xFFFF == 0
         what = "for big-endian machines" if big_endian else f"of GGUF version {version}"

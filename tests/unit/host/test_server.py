@@ -24,6 +24,7 @@ from fleet.serving import CannotListen, listen
 from tests.connect_relay import connect_relay
 from tests.doors import HostDoor, authority, load_certificate, ticket, visitor
 from worker_host.engine_log import EngineLogs
+from worker_host.model_reader import ModelReader
 
 INSTANCE = "chat/1-a"
 
@@ -151,8 +152,9 @@ async def shown_certificate(host: HostAddress) -> bytes:
 async def test_file_is_found_in_the_models_folder_and_by_its_absolute_path(
     host: HostAddress, client: HostClient, models: Path
 ) -> None:
-    expected = FileFacts(path=str(models / "m.gguf"), exists=True, readable=True, size_bytes=100, is_gguf=True)
-    assert await client.file_facts(host, "m.gguf") == expected
+    expected = await client.file_facts(host, "m.gguf")
+    assert (expected.path, expected.exists, expected.readable) == (str(models / "m.gguf"), True, True)
+    assert (expected.size_bytes, expected.is_gguf, expected.is_folder) == (100, True, False)
     assert await client.file_facts(host, str(models / "m.gguf")) == expected
     (models / "link").symlink_to(models / "m.gguf")
     assert await client.file_facts(host, "link") == expected
@@ -187,13 +189,11 @@ async def test_link_to_itself_is_nothing(host: HostAddress, client: HostClient, 
 
 
 async def test_file_that_may_not_be_read_is_said_to_be_there(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from worker_host.server import file_facts
-
     def denied(*_args: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", denied)
-    facts = file_facts(models / "m.gguf")
+    facts = ModelReader().read(models / "m.gguf")
     assert (facts.exists, facts.readable) == (True, False)
 
 
