@@ -22,6 +22,7 @@ from fleet.rollouts import Steering
 from tests.workflows import test_breaker as breaker
 from tests.workflows import test_continue_as_new as as_new
 from tests.workflows import test_delete as deleting
+from tests.workflows import test_gang as gangs
 from tests.workflows import test_host as hosts
 from tests.workflows import test_lost_host as lost_host
 from tests.workflows import test_maintenance as maintenance
@@ -148,6 +149,23 @@ SCENARIOS = [
     Scenario(
         "instance/host_lost_between_runs",
         as_new.test_host_lost_just_before_going_on_as_new_is_not_forgotten,
+        short=True,
+    ),
+    Scenario("instance/gang_stopped", gangs.test_stopping_drains_the_leader_before_the_follower_is_stopped),
+    Scenario("instance/gang_refused", gangs.test_host_that_refuses_is_blamed_and_nothing_has_begun),
+    Scenario("instance/gang_unanswered", gangs.test_host_that_never_answers_is_blamed_and_its_memory_stays_booked),
+    Scenario("instance/gang_stopped_while_asked", gangs.test_stopping_while_the_hosts_are_asked),
+    Scenario("instance/gang_host_lost_while_asked", gangs.test_host_lost_while_it_is_asked_is_no_failure),
+    Scenario("instance/gang_follower_died", gangs.test_follower_that_dies_takes_the_leader_with_it_and_all_start_again),
+    Scenario("instance/gang_leader_died", gangs.test_leader_that_dies_takes_the_follower_with_it),
+    Scenario("instance/gang_gpu_fault", gangs.test_member_that_says_more_is_the_cause_whoever_was_heard_first),
+    Scenario("instance/gang_host_lost", gangs.test_host_of_a_follower_is_lost),
+    Scenario("instance/gang_member_unknown", gangs.test_only_the_member_that_its_host_does_not_know_is_asked_for_again),
+    Scenario("instance/gang_member_anew", gangs.test_member_that_starts_anew_under_the_same_fence_breaks_the_gang),
+    Scenario("instance/gang_cancelled", gangs.test_cancelled_gang_is_stopped_in_order),
+    Scenario(
+        "instance/gang_continued_as_new",
+        gangs.test_gang_goes_on_as_new_and_every_member_is_adopted,
         short=True,
     ),
     Scenario("host/resumed", maintenance.test_replicas_that_are_still_there_stay_when_the_host_is_resumed),

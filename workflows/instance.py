@@ -370,7 +370,8 @@ class InstanceWorkflow:
         news = news_of(self._instance).model_copy(update={"gone": gone})
         deployment = workflow.get_external_workflow_handle(ids.deployment_workflow(self._instance.deployment))
         try:
-            await deployment.signal(ids.INSTANCE_NEWS_SIGNAL, news)
+            # Shielded: cancelling a signal in the moment in which it arrives would break the workflow.
+            await asyncio.shield(deployment.signal(ids.INSTANCE_NEWS_SIGNAL, news))
         except ApplicationError:
             # The deployment's workflow was terminated by a person; serving goes on until somebody decides.
             workflow.logger.warning("deployment %s does not exist any more", self._instance.deployment)

@@ -12,6 +12,7 @@ from temporalio.worker import Worker
 
 from activities.contracts import HostContract
 from fleet import ids
+from fleet.gangs import Acceptance
 from fleet.hosts import HostLease
 from fleet.instances import EngineExit, EngineLaunch, EnginePhase, EngineReport
 from fleet.inventory import EngineRef
@@ -50,12 +51,16 @@ class FakeEngine:
             fence=self.launch.fence,
             sequence=self.sequence,
             phase=phase,
-            url=f"http://127.0.0.1:{1000 + self.launch.fence}" if phase is EnginePhase.READY else None,
+            url=f"http://127.0.0.1:{1000 + self.launch.fence}" if self._is_reached(phase) else None,
             pid=100 + self.launch.fence,
             ready_since=self.ready_since,
+            rank=self.launch.rank,
         ).model_copy(update=fields)
         handle = self.client.get_workflow_handle(ids.instance_workflow(self.launch.instance_id))
         await handle.signal(ids.ENGINE_REPORTED_SIGNAL, report)
+
+    def _is_reached(self, phase: EnginePhase) -> bool:
+        return phase is EnginePhase.READY and self.launch.rank == 0
 
     async def become_ready(self) -> None:
         self.ready_since = self.ready_since or datetime.now(UTC)
@@ -99,6 +104,16 @@ class FakeHost(HostContract):
         """Whether it follows the hint to look; without it a cancellation is noticed at the next heartbeat."""
         self.next_exits: list[EngineExit] = []
         """The next engines end like this instead of starting."""
+        self.accepted: list[EngineLaunch] = []
+        """Parts of gangs that it was asked whether it can run them."""
+        self.next_refusals: list[EngineExit] = []
+        """Why it cannot run the next ones."""
+        self.answers = asyncio.Event()
+        """Cleared: it does not answer whether it can."""
+        self.answers.set()
+        self.first_sequence = 0
+        """Real hosts take the time: what they say after they forgot everything is newer than all that was said."""
+        self.hurried: list[EngineRef] = []
         self.leases = 0
         self._beating: asyncio.Task[None] | None = None
         self._serving: tuple[Worker, asyncio.Task[None]] | None = None
@@ -115,7 +130,14 @@ class FakeHost(HostContract):
         worker = Worker(
             self._client,
             task_queue=ids.host_queue(self.host_id),
-            activities=[self.run_engine, self.look_at_engine, self.hold_lease, self.answer_roll_call],
+            activities=[
+                self.run_engine,
+                self.look_at_engine,
+                self.accept_engine,
+                self.hurry_engine,
+                self.hold_lease,
+                self.answer_roll_call,
+            ],
             identity=f"{IDENTITY}-host",
             max_concurrent_activity_task_polls=2,
         )
@@ -157,7 +179,7 @@ class FakeHost(HostContract):
             await engine.report(EnginePhase.READY)
 
     async def _start(self, launch: EngineLaunch, token: bytes) -> None:
-        engine = FakeEngine(self._client, launch, token)
+        engine = FakeEngine(self._client, launch, token, sequence=self.first_sequence)
         self.engines.append(engine)
         if self.next_exits:
             engine.running, engine.ended = False, self.next_exits.pop(0)
@@ -172,6 +194,17 @@ class FakeHost(HostContract):
             for known in self.live:
                 if known.ref == engine:
                     await known.look()
+
+    @activity.defn(name="accept_engine")
+    async def accept_engine(self, launch: EngineLaunch) -> Acceptance:
+        self.accepted.append(launch)
+        await self.answers.wait()
+        return Acceptance(refusal=self.next_refusals.pop(0) if self.next_refusals else None)
+
+    @activity.defn(name="hurry_engine")
+    async def hurry_engine(self, engine: EngineRef) -> None:
+        self.hurried.append(engine)
+        await self.look_at_engine(engine)
 
     @activity.defn(name="hold_lease")
     async def hold_lease(self, lease: HostLease) -> None:

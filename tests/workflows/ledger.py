@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
@@ -35,7 +35,7 @@ from fleet.deployment_status import message, phase, ready_replicas
 from fleet.deployments import Deployment
 from fleet.hosts import Host
 from fleet.instances import Instance
-from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Unplaceable
+from fleet.placement.request import Member, Placement, PlacementRequest, PlaceResult, Unplaceable
 from fleet.policy.breaker import HostHealth, examine
 from fleet.policy.canary import Reading
 from fleet.states import ClaimState, HostState, InstanceState, Maintenance
@@ -53,6 +53,11 @@ class Claim:
     fence: int
     placement: Placement
     state: ClaimState = ClaimState.HELD
+    gone_from: set[str] = field(default_factory=set)
+    """Hosts of a gang that have given back their part."""
+
+    def holds(self, host_id: str) -> bool:
+        return host_id in self.placement.hosts and host_id not in self.gone_from
 
 
 class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerContract, GpuContract, TrafficContract):
@@ -66,6 +71,7 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
         self.room: dict[str, int] = {}
         self.gpus: dict[str, tuple[str, ...]] = {}
         """By host: what each replica there gets."""
+        self.hosts_per_replica = 1
         self.gpu_faults: list[tuple[GpuFault, bool]] = []
         """With whether the claim was still held when it was noted."""
         self.traffic: dict[tuple[str, int], Reading] = {}
@@ -119,23 +125,27 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
         open_ = {h for h in self.room if self._takes_work(h)}
         tried = open_.difference(request.excluded_hosts) or open_
         free = {h: self._free(h) for h in tried if self._free(h) > 0}
-        if not free:
+        if len(free) < self.hosts_per_replica:
+            free = {h: self._free(h) for h in open_ if self._free(h) > 0}
+        if len(free) < self.hosts_per_replica:
             return PlaceResult(unplaceable=Unplaceable(reasons=("no host has room",)))
-        host_id = max(sorted(free), key=lambda h: free[h])
-        placement = Placement(
-            host_id=host_id,
-            gpu_uuids=self.gpus.get(host_id, ()),
-            memory_bytes=1,
-            model_path=f"/models/{request.spec.model_path}",
-            env_for_host={
-                k: host_sealer(host_id).seal(self.master.open(v)) for k, v in request.spec.env_sealed.items()
-            },
-        )
+        chosen = sorted(sorted(free), key=lambda h: free[h], reverse=True)[: self.hosts_per_replica]
+        leader, *followers = (self._member(request, host_id) for host_id in chosen)
+        placement = Placement(**leader.model_dump(), memory_bytes=1, followers=tuple(followers))
         self.claims.append(Claim(request.instance_id, request.fence, placement))
         return PlaceResult(placement=placement)
 
+    def _member(self, request: PlacementRequest, host_id: str) -> Member:
+        sealer = host_sealer(host_id)
+        return Member(
+            host_id=host_id,
+            gpu_uuids=self.gpus.get(host_id, ()),
+            model_path=f"/models/{request.spec.model_path}",
+            env_for_host={k: sealer.seal(self.master.open(v)) for k, v in request.spec.env_sealed.items()},
+        )
+
     def _free(self, host_id: str) -> int:
-        return self.room[host_id] - sum(c.placement.host_id == host_id for c in self.claims)
+        return self.room[host_id] - sum(c.holds(host_id) for c in self.claims)
 
     def _takes_work(self, host_id: str) -> bool:
         known = self.hosts.get(host_id)
@@ -149,8 +159,9 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
             self.claims = [c for c in self.claims if c not in mine]
         for claim in mine:
             claim.state = ClaimState.RELEASING
+            claim.gone_from.update(request.hosts_gone)
         await self.wake()
-        await self._tell_hosts({c.placement.host_id for c in mine})
+        await self._tell_hosts({host_id for c in mine for host_id in c.placement.hosts})
 
     async def _tell_hosts(self, host_ids: set[str]) -> None:
         maintained = [h for h in self.hosts.values() if h.maintenance is not Maintenance.NONE]
@@ -159,13 +170,10 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
 
     def confirm_gone(self, host_id: str, running: set[tuple[str, int]]) -> None:
         """The janitor of a host: free what was given up and does not run there."""
-        self.claims = [
-            c
-            for c in self.claims
-            if c.placement.host_id != host_id
-            or c.state is not ClaimState.RELEASING
-            or (c.instance_id, c.fence) in running
-        ]
+        for claim in self.claims:
+            if claim.state is ClaimState.RELEASING and (claim.instance_id, claim.fence) not in running:
+                claim.gone_from.add(host_id)
+        self.claims = [c for c in self.claims if any(c.holds(h) for h in c.placement.hosts)]
 
     async def wake(self) -> None:
         pending = [i for i in self.instances.values() if i.state is InstanceState.PENDING]
@@ -239,7 +247,7 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
     async def instances_on_host(self, host: HostId) -> Occupants:
         self.asked_who_is_there.append(host.host_id)
         await self.tells_hosts.wait()
-        held = (c for c in self.claims if c.placement.host_id == host.host_id and c.state is not ClaimState.RELEASING)
+        held = (c for c in self.claims if c.holds(host.host_id) and c.state is not ClaimState.RELEASING)
         here = {c.instance_id for c in held}
         waiting = [i for i in self.instances.values() if i.instance_id not in here and i.state is InstanceState.PENDING]
         obstacle = f"{waiting[0].instance_id} is pending: {waiting[0].message}" if waiting and here else ""
