@@ -9,7 +9,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from fleet import ids
 from fleet.db.session import Database
-from fleet.db.tables import InstanceRow
+from fleet.db.tables import DeploymentRow, InstanceRow
+from fleet.policy.priority import USUAL, rank
 from fleet.states import InstanceState
 
 _AT_ONCE = 20
@@ -22,7 +23,7 @@ class WaitingInstances:
         self._client = client
 
     async def wake(self) -> None:
-        waiting = await self._database.aread(_oldest_waiting)
+        waiting = await self._database.aread(_most_urgent)
         await asyncio.gather(*(self._signal(ids.instance_workflow(i), ids.CAPACITY_SIGNAL) for i in waiting))
 
     async def tell_hosts(self, host_ids: Iterable[str]) -> None:
@@ -38,11 +39,13 @@ class WaitingInstances:
                 raise
 
 
-def _oldest_waiting(session: Session) -> list[str]:
+def _most_urgent(session: Session) -> list[str]:
+    """Those of the highest priority first, of these the oldest."""
+    level = DeploymentRow.spec["priority"]["level"].as_string()
     query = (
-        select(InstanceRow.id)
+        select(InstanceRow.id, InstanceRow.created_at, level)
+        .join(DeploymentRow, col(DeploymentRow.name) == col(InstanceRow.deployment), isouter=True)
         .where(InstanceRow.state == InstanceState.PENDING)
-        .order_by(col(InstanceRow.created_at))
-        .limit(_AT_ONCE)
     )
-    return list(session.exec(query).all())
+    waiting = [(-rank(of or USUAL), since, instance_id) for instance_id, since, of in session.exec(query).all()]
+    return [instance_id for _, _, instance_id in sorted(waiting)[:_AT_ONCE]]

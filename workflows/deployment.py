@@ -127,7 +127,9 @@ class DeploymentWorkflow:
         if unknown:
             raise ApplicationError(f"there is no instance {unknown[0]}", type="UnknownInstance", non_retryable=True)
 
-    @workflow.signal(name=ids.LEAVE_SIGNAL, description="Their host is being drained")
+    @workflow.signal(
+        name=ids.LEAVE_SIGNAL, description="Replace them: for a drain, or for who needs their room"
+    )
     def instances_leave(self, wanted: InstancesLeave) -> None:
         self._deployment = leave(self._deployment, wanted)
 
@@ -206,7 +208,9 @@ class DeploymentWorkflow:
 
     async def _stop_instance(self, instance_id: str) -> None:
         handle = workflow.get_external_workflow_handle(ids.instance_workflow(instance_id))
-        request = StopRequest(reason=f"not wanted by {self._deployment.name} any more")
+        known = self._deployment.instances.get(instance_id)
+        why = known.leave_reason if known is not None else ""
+        request = StopRequest(reason=why or f"not wanted by {self._deployment.name} any more")
         try:
             await handle.signal(ids.STOP_SIGNAL, request)
         except ApplicationError:

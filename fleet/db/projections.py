@@ -3,7 +3,7 @@
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
-from fleet.db import registry
+from fleet.db import nominations, registry
 from fleet.db import traffic as counted_traffic
 from fleet.db.tables import DeploymentRow, EndpointRow, InstanceRow, now
 from fleet.deployment_status import message, phase, ready_replicas, rollout_view, traffic
@@ -57,6 +57,7 @@ def record_instance(session: Session, row: InstanceRow, capacity: int) -> bool:
 
 def forget_instance(session: Session, instance_id: str) -> None:
     session.execute(delete(InstanceRow).where(col(InstanceRow.id) == instance_id))
+    nominations.gone(session, instance_id)
     gone = session.execute(delete(EndpointRow).where(col(EndpointRow.instance_id) == instance_id))
     if gone.rowcount:  # type: ignore[attr-defined]
         registry.bump(session)

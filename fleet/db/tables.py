@@ -331,6 +331,60 @@ class DidNotFitRow(SQLModel, table=True):
     at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
+class NominationRow(SQLModel, table=True):
+    """Room that is kept for somebody who cannot take it yet: on one GPU, or of a host's RAM (``gpu_uuid`` empty).
+
+    It is no claim: only placement minds it, and nobody of a higher priority has to.
+    """
+
+    __tablename__ = "nomination"
+    __table_args__ = (Index("nomination_by_expiry", "expires_at"),)
+
+    nominee: str = Field(primary_key=True)
+    """Id of the instance; for the replacement of one that is being moved: ``move:`` and the id of the old one."""
+    host_id: str = Field(primary_key=True)
+    gpu_uuid: str = Field(primary_key=True, default="")
+    deployment: str = Field(index=True)
+    """Of the nominee."""
+    fence: int = Field(default=0, sa_type=BigInteger)
+    """Under which the instance had asked; of a move 0."""
+    memory_bytes: int = Field(sa_type=BigInteger)
+    priority: int
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class EvictionRow(SQLModel, table=True):
+    """An instance that was asked to go so that another gets its room. Gone with it, or with the nomination."""
+
+    __tablename__ = "eviction"
+
+    instance_id: str = Field(primary_key=True)
+    deployment: str
+    fence: int = Field(sa_type=BigInteger)
+    """Of the placement whose room is meant."""
+    nominee: str = Field(index=True)
+    by: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """When it is to go whether it is replaced or not; None: it is moved, and waits for its replacement."""
+    reason: str
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class DefragmentationRow(SQLModel, table=True):
+    """Projection of a ``DefragmentWorkflow``, the running or last one of its deployment."""
+
+    __tablename__ = "defragmentation"
+
+    deployment: str = Field(primary_key=True)
+    run_id: str
+    running: bool
+    message: str
+    durable: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The workflow's whole state."""
+    projection: int
+    started_at: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
 class JoinTokenRow(SQLModel, table=True):
     __tablename__ = "join_token"
 

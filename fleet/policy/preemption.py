@@ -17,7 +17,7 @@ from fleet.placement.view import HostView
 from fleet.policy.cover import Cost, Price, Ways, sets_on
 from fleet.policy.priority import LEVELS, Standing
 from fleet.policy.scout import Offers, promising
-from fleet.policy.tenants import Tenant, tenants, without
+from fleet.policy.tenants import Tenant, settled, tenants
 from fleet.policy.trial import Best, Trial, best_place
 
 _PROPOSALS = 48
@@ -53,7 +53,7 @@ def plan_preemption(
     """
     offers = Offers(request.priority, standings)
     leaving = {o.instance_id for h in hosts for o in h.occupants if o.leaving}
-    now = [without(h, leaving) for h in hosts] if leaving else hosts
+    now = [settled(h) for h in hosts]
     trial = Trial(request, needs, now, best)
     if leaving and (found := trial.of_all(())) is not None:
         return Preemption((), _there(tenants(hosts, leaving), found), found)

@@ -7,6 +7,7 @@ from fleet.specs import Priority, PrioritySpec
 
 LEVELS: tuple[str, ...] = get_args(Priority)
 """Lowest first; a level's rank is its place here."""
+USUAL = "normal"
 
 
 def rank(level: str) -> int:

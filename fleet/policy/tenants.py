@@ -67,7 +67,15 @@ def _whole(parts: list[tuple[str, Occupant]]) -> Tenant:
 
 def without(host: HostView, gone: Collection[str]) -> HostView:
     """``host`` once the instances ``gone`` have given back what they hold there."""
-    leaving = [o for o in host.occupants if o.instance_id in gone]
+    return _minus(host, [o for o in host.occupants if o.instance_id in gone])
+
+
+def settled(host: HostView) -> HostView:
+    """``host`` once those that leave it already are gone."""
+    return _minus(host, [o for o in host.occupants if o.leaving])
+
+
+def _minus(host: HostView, leaving: list[Occupant]) -> HostView:
     if not leaving:
         return host
     freed: dict[str, int] = {}
@@ -78,7 +86,7 @@ def without(host: HostView, gone: Collection[str]) -> HostView:
         ram_free_bytes=host.ram_free_bytes + sum(o.ram_bytes for o in leaving),
         ports_free=host.ports_free + len(leaving),
         gpus=tuple(_with_free(g, g.free_bytes + freed.get(g.uuid, 0)) for g in host.gpus),
-        occupants=tuple(o for o in host.occupants if o.instance_id not in gone),
+        occupants=tuple(o for o in host.occupants if o not in leaving),
     )
 
 
