@@ -72,6 +72,8 @@ class Tally:
     def _sum(self, need: Need, per_host: Ints) -> int:
         if need.shape.hosts == 1:
             return int(per_host.sum())
+        if int((per_host > 0).sum()) < need.shape.hosts:
+            return 0
         # All hosts of a gang run one build; those of the commonest make the most gangs.
         builds = self._search.gang_builds()
         return max((_sets(per_host[_having(self._search, b)], need.shape.hosts) for b in builds), default=0)

@@ -13,7 +13,7 @@ from fleet.placement.table import Column
 from fleet.sizing.sizing import GpuClass
 from fleet.specs import PlacementSpec
 
-MOST_HOSTS = 8
+MOST_HOSTS = 4
 """That one replica is spread over: more shapes are not tried."""
 
 
