@@ -35,11 +35,15 @@ class Workload(Record):
     """Tokens of the longest request."""
     concurrency: int | None = None
     """Requests at a time, each as long as ``context`` at worst."""
+    sequences: int | None = None
+    """Most requests in one batch, however long; None: ``concurrency``, and the engine's default where that is None."""
     batched_tokens: int | None = None
     """Prompt tokens in one step (vLLM ``--max-num-batched-tokens``, SGLang ``--chunked-prefill-size``, llama.cpp
     ``--ubatch-size``)."""
     kv_dtype: str = "auto"
     """``auto``, ``fp8`` and kin; llama.cpp: ``q8_0`` and kin."""
+    dtype: str = "auto"
+    """``float32``: an FP32 checkpoint is not served in 16 bit."""
     eager: bool = False
     """No CUDA graphs."""
     text_only: bool = False
@@ -100,7 +104,8 @@ class Sizing(Record):
     concurrency: float
     """Requests of ``context`` tokens that fit into the KV cache at a time."""
     utilization: float | None = None
-    """``gpu_bytes`` as a share of what the engine takes for the card's memory, rounded up; None on CPUs."""
+    """What the engine is told, of what it takes for the card's memory, rounded up; None where it is told none. vLLM:
+    ``gpu_bytes`` without what lies outside its own account (CUDA context, NCCL). SGLang: weights and KV cache."""
     gpu_layers: int | None = None
     """llama.cpp: layers on GPUs. None: all."""
     measured: bool = False
@@ -110,6 +115,7 @@ class Sizing(Record):
 class Fit(Record):
     """Of one model, on cards of one class, in one shape."""
 
+    shape: Shape = Shape()
     minimum: Sizing | None = None
     """Starts, and serves one request of the asked context."""
     asked: Sizing | None = None
