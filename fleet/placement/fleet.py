@@ -328,8 +328,10 @@ class Fleet:
         self.deployment_labels.update(host.deployment_labels)
 
     def _forget_replicas(self, row: int) -> None:
-        for deployment in [name for name, counts in self._replicas.items() if row in counts]:
-            self._count(deployment, row, -self._replicas[deployment][row])
+        known, taken = self._views[row].occupants, self._taken.get(row, [])
+        for deployment in {o.deployment for o in known} | {d.deployment for d in taken} | {self._deployment or ""}:
+            if row in self.replicas(deployment):
+                self._count(deployment, row, -self._replicas[deployment][row])
 
     def _count(self, deployment: str, row: int, more: int) -> None:
         counts = self._replicas.setdefault(deployment, {})
