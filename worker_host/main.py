@@ -197,6 +197,7 @@ class HostProcess:
             sealer=self._sealer,
             gpus=lambda: self._telemetry.gpus,
             cpu_count=inventory.cpu_count,
+            models=self._settings.home / "models",
         )
         return HostParts(
             client=self._client,

@@ -55,6 +55,17 @@ class EngineProbe:
         text = await self.metrics()
         return self.adapter.busy(text) if text is not None else None
 
+    async def until_accepts(self, address: str, port: int, deadline_s: float) -> None:
+        """Until a follower of a gang accepts connections there; cancel it when the engine ends. Raises StartTimeout."""
+        end = time.monotonic() + deadline_s
+        pause = _FIRST_PAUSE_S
+        while time.monotonic() < end:
+            if await _accepts(address, port):
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE_S)
+        raise StartTimeout(f"not ready after {deadline_s:.0f} s: it did not open its port {port}")
+
     async def healthy(self, longest_s: float) -> bool:
         """Whether it answers its health check within ``longest_s``, and with success.
 
@@ -79,13 +90,15 @@ class EngineProbe:
     async def answers(self, probe: Probe, longest_s: float) -> bool:
         """Whether it answers a request within ``longest_s``, be it with a refusal."""
         try:
-            answer = await self.http.post(self.base_url + probe.path, json=probe.body, timeout=longest_s)
+            answer = await self._ask(probe, longest_s)
         except httpx.HTTPError:
             return False
         return answer.status_code < 500
 
     async def metrics(self, longest_s: float = 2.0) -> str | None:
-        """In Prometheus' format; None when it does not answer."""
+        """In Prometheus' format; None when it does not answer, or has none."""
+        if not self.adapter.metrics_path:
+            return None
         try:
             answer = await self.http.get(self.base_url + self.adapter.metrics_path, timeout=longest_s)
         except httpx.HTTPError:
@@ -98,12 +111,26 @@ class EngineProbe:
             health = await self.http.get(self.base_url + self.adapter.health_path, timeout=min(2.0, longest_s))
             if health.status_code != 200:
                 return f"its health check says {health.status_code}: {health.text[:200]}", False
-            first = await self.http.post(
-                self.base_url + probe.path, json=probe.body, timeout=min(_ONE_TOKEN_S, longest_s)
-            )
+            first = await self._ask(probe, min(_ONE_TOKEN_S, longest_s))
         except httpx.HTTPError as error:
             return f"it does not answer yet ({error!r})", False
         if first.status_code == 200:
             return "", False
         refusal = 400 <= first.status_code < 500 and first.status_code not in _TRY_LATER
         return f"its first request got {first.status_code}: {first.text[:200]}", refusal
+
+    async def _ask(self, probe: Probe, longest_s: float) -> httpx.Response:
+        url = self.base_url + probe.path
+        if probe.upload is None:
+            return await self.http.post(url, json=probe.body, timeout=longest_s)
+        return await self.http.post(url, data=probe.body, files={"file": probe.upload}, timeout=longest_s)
+
+
+async def _accepts(address: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(1.0):
+            _, writer = await asyncio.open_connection(address, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

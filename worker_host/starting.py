@@ -1,20 +1,21 @@
 """From what an engine is to be to a job that a runtime can run: its program here, its command, its port."""
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fleet.access.sealing import Sealer
-from fleet.engines.adapter import EngineAdapter, Start
+from fleet.engines.adapter import EngineAdapter, Unstartable
 from fleet.engines.devices import NoContainer, devices_for, kind_of
 from fleet.inventory import Gpu
 from worker_host.engine_log import EngineLogs
 from worker_host.install import Engines
+from worker_host.launching import extra_files, program_of, start_of
 from worker_host.records import EngineRecord
 from worker_host.runtime.choice import Runtimes
-from worker_host.runtime.images import Image, Say
-from worker_host.runtime.process import free_port
+from worker_host.runtime.images import Say
 from worker_host.runtime.protocol import EVERYWHERE, LOOPBACK, CannotStart, Container, Job
 
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
@@ -33,6 +34,8 @@ class Starter:
     gpus: Callable[[], Sequence[Gpu]]
     """All that the host has."""
     cpu_count: int
+    models: Path = Path("/")
+    """What paths of adapters and draft models may be relative to."""
 
     async def job(self, adapter: EngineAdapter, record: EngineRecord, say: Say) -> tuple[Job, str]:
         """A new attempt, and what its image is called by digest. Pulls or installs what is missing, and tells ``say``.
@@ -41,67 +44,95 @@ class Starter:
         """
         launch = record.launch
         try:
-            gpus = _claimed(self.gpus(), launch.placement.gpu_uuids)
+            gpus = _claimed(self.gpus(), launch.here.gpu_uuids)
             kind = kind_of(gpus)
             wanted = launch.spec.container.image or ""
             image = await self.runtimes.image_for(adapter.name, kind, launch.spec.runtime, wanted)
             devices = devices_for(kind, gpus) if image is not None else None
         except NoContainer as error:
             raise CannotStart(f"no container can be given these devices: {error}") from error
-        env = {name: self.sealer.open(value) for name, value in launch.placement.env_for_host.items()}
+        env = {name: self.sealer.open(value) for name, value in launch.here.env_for_host.items()}
         if image is None or devices is None:
-            return self._process(adapter, record, env, await self._binary(adapter, record, say)), ""
+            binary = program_of(adapter, await self._binary(adapter, record, say), launch.rank)
+            return await self._job(adapter, record, env, gpus=gpus, binary=binary), ""
         here = await self.runtimes.docker.images.ensure(_pinned(record) or image, say)
         container = Container(
             image=here.id,
-            host_network=launch.spec.container.network == "host",
-            mounts=mounts_for(Path(launch.placement.model_path)),
+            # Hosts of one replica reach each other's engines at ports that are chosen while they run.
+            host_network=launch.spec.container.network == "host" or len(launch.placement.members) > 1,
+            mounts=mounts_for(Path(launch.here.model_path), *extra_files(launch.spec, self.models)),
             devices=devices,
             shm_bytes=launch.spec.container.shm_bytes,
             host_ipc=launch.spec.container.host_ipc,
             cpus=_cpus(launch.spec.cpu_threads, self.cpu_count),
             memory_bytes=launch.spec.memory_bytes if not gpus else None,
         )
-        return self._container(adapter, record, env, here, container), here.pin
+        job = await self._container(adapter, record, env, gpus=gpus, container=container)
+        return _in_container(adapter, launch.rank, job, image_names_it=here.has_entrypoint), here.pin
 
-    def _process(self, adapter: EngineAdapter, record: EngineRecord, env: dict[str, str], binary: Path) -> Job:
-        start = self._start(adapter, record, binary, LOOPBACK)
-        command = adapter.command(start)
-        return self._job(record, command.argv, {**command.env, **env}, start.port, None)
-
-    def _container(
-        self, adapter: EngineAdapter, record: EngineRecord, env: dict[str, str], image: Image, container: Container
-    ) -> Job:
-        address = LOOPBACK if container.host_network else EVERYWHERE
-        start = self._start(adapter, record, Path(adapter.program), address)
-        command = adapter.command(start)
-        argv = command.argv[1:] if image.has_entrypoint else command.argv
-        return self._job(record, argv, {**command.env, **container.devices.env, **env}, start.port, container)
-
-    def _start(self, adapter: EngineAdapter, record: EngineRecord, binary: Path, address: str) -> Start:
+    async def prepare(self, adapter: EngineAdapter, record: EngineRecord, say: Say) -> None:
+        """Pull or install beforehand what ``job`` will need. Raises as it does, and for cards that are not healthy."""
         launch = record.launch
-        return Start(
-            binary=binary,
-            spec=launch.spec,
-            model_path=launch.placement.model_path,
-            gpu_uuids=launch.placement.gpu_uuids,
-            address=address,
-            port=free_port(),
-            cpu_count=self.cpu_count,
-        )
+        gpus = _claimed(self.gpus(), launch.here.gpu_uuids)
+        if sick := [f"GPU {gpu.uuid} is not healthy: {gpu.reason}" for gpu in gpus if not gpu.healthy]:
+            raise CannotStart("; ".join(sick))
+        wanted = launch.spec.container.image or ""
+        try:
+            image = await self.runtimes.image_for(adapter.name, kind_of(gpus), launch.spec.runtime, wanted)
+        except NoContainer as error:
+            raise CannotStart(f"no container can be given these devices: {error}") from error
+        if image is None:
+            program_of(adapter, await self._binary(adapter, record, say), launch.rank)
+        else:
+            await self.runtimes.docker.images.ensure(_pinned(record) or image, say)
 
-    def _job(
-        self, record: EngineRecord, argv: tuple[str, ...], env: dict[str, str], port: int, container: Container | None
+    async def _container(
+        self,
+        adapter: EngineAdapter,
+        record: EngineRecord,
+        env: dict[str, str],
+        *,
+        gpus: Sequence[Gpu],
+        container: Container,
     ) -> Job:
-        instance_id = record.launch.instance_id
-        attempt = (self.logs.latest(instance_id) or 0) + 1
+        follows = record.launch.rank and adapter.follower_programs
+        program = Path(adapter.follower_programs[0] if follows else adapter.program)
+        env = {**container.devices.env, **env}
+        return await self._job(adapter, record, env, gpus=gpus, binary=program, container=container)
+
+    async def _job(
+        self,
+        adapter: EngineAdapter,
+        record: EngineRecord,
+        env: dict[str, str],
+        *,
+        gpus: Sequence[Gpu],
+        binary: Path,
+        container: Container | None = None,
+    ) -> Job:
+        launch = record.launch
+        address = LOOPBACK if container is None or container.host_network else EVERYWHERE
+        start = await asyncio.to_thread(
+            start_of,
+            launch,
+            binary=binary,
+            address=address,
+            gpus=gpus,
+            cpu_count=self.cpu_count,
+            models=self.models,
+        )
+        try:
+            command = adapter.command(start)
+        except Unstartable as error:
+            raise CannotStart(str(error)) from error
+        attempt = (self.logs.latest(launch.instance_id) or 0) + 1
         return Job(
             engine=record.ref,
             attempt=attempt,
-            argv=argv,
-            env=env,
-            port=port,
-            log=self.logs.path(instance_id, attempt),
+            argv=command.argv,
+            env={**command.env, **env},
+            port=start.port,
+            log=self.logs.path(launch.instance_id, attempt),
             container=container,
         )
 
@@ -114,14 +145,24 @@ class Starter:
         return await self.engines.ensure(adapter, version)
 
 
-def mounts_for(model: Path) -> tuple[Path, ...]:
-    """The model's file with its other parts, or its folder; nothing beside them, which may be none of the engine's
+def _in_container(adapter: EngineAdapter, rank: int, job: Job, *, image_names_it: bool) -> Job:
+    """With the program named once: by the image, or by us."""
+    if (adapter.names_program or rank) and job.container is not None:
+        return replace(job, argv=job.argv[1:], container=replace(job.container, program=job.argv[0]))
+    return replace(job, argv=job.argv[1:]) if image_names_it else job
+
+
+def mounts_for(*models: Path) -> tuple[Path, ...]:
+    """Each file with its other parts, or each folder; nothing beside them, which may be none of the engine's
     business."""
+    return tuple(sorted({part for model in models for part in (model, *_parts(model))}))
+
+
+def _parts(model: Path) -> tuple[Path, ...]:
     shards = _SHARD.search(model.name)
     if shards is None:
-        return (model,)
-    parts = model.parent.glob(f"{model.name[: shards.start()]}-?????-of-{shards[1]}.gguf")
-    return tuple(sorted({model, *parts}))
+        return ()
+    return tuple(model.parent.glob(f"{model.name[: shards.start()]}-?????-of-{shards[1]}.gguf"))
 
 
 def _claimed(gpus: Sequence[Gpu], uuids: Sequence[str]) -> list[Gpu]:

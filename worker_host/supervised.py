@@ -14,8 +14,8 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from fleet.access.sealing import CannotOpen, Sealer
-from fleet.engines.adapter import EngineAdapter
-from fleet.engines.catalog import resolve
+from fleet.engines.adapter import EngineAdapter, Probe
+from fleet.engines.catalog import adapter_for
 from fleet.instances import EngineExit, EnginePhase, EngineReport
 from fleet.inventory import EngineRef
 from fleet.policy.hang import Level
@@ -73,7 +73,7 @@ class SupervisedEngine:
         self._parts = parts
         self._record = record
         self._on_gone = on_gone
-        self._adapter: EngineAdapter = resolve(record.launch.spec.engine)
+        self._adapter: EngineAdapter = adapter_for(record.launch.spec)
         self._stop = asyncio.Event()
         self._drain_s = record.launch.drain.total_seconds()
         self._look = asyncio.Event()
@@ -109,6 +109,11 @@ class SupervisedEngine:
             self._report(EnginePhase.SUSPECT if self._record.suspect else EnginePhase.READY)
 
     def look(self) -> None:
+        self._look.set()
+
+    def hurry(self) -> None:
+        """Its requests cannot finish: when it is stopped, it is stopped at once."""
+        self._drain_s = 0.0
         self._look.set()
 
     def stop(self, *, drain: bool) -> None:
@@ -243,18 +248,29 @@ class SupervisedEngine:
 
     async def _serve(self) -> NoReturn:
         """Raises StartTimeout, Refused, and Hung once it has been ready."""
-        spec = self._record.launch.spec
-        one_token = self._adapter.readiness(spec)
+        launch, spec = self._record.launch, self._record.launch.spec
+        one_token = self._adapter.readiness(spec, launch.placement.card)
         if self._record.ready_since is None:  # else it was ready before we adopted it, and may be busy now
-            await self._probe().until_ready(one_token, spec.start_timeout_s)
+            await self._until_ready(one_token)
             self._save(ready_since=datetime.now(UTC))
         while True:
+            if launch.rank:  # a follower answers to its leader alone; only its end can be seen
+                self._report(EnginePhase.READY)
+                await asyncio.Event().wait()
             try:
                 await EngineWatch(self._probe(), one_token, spec, self._seen).run(suspect=self._record.suspect)
             except Hung:
                 process = self._record.process
                 if process is None or not await self._runtime(process).until_back():
                     raise
+
+    async def _until_ready(self, one_token: Probe) -> None:
+        """Raises StartTimeout and Refused."""
+        launch, probe = self._record.launch, self._probe()
+        if not launch.rank:
+            await probe.until_ready(one_token, launch.spec.start_timeout_s)
+        elif self._adapter.followers_accept and self._record.port is not None:
+            await probe.until_accepts(launch.here.address, self._record.port, launch.spec.start_timeout_s)
 
     def _seen(self, level: Level, reason: str) -> None:
         suspect = level is Level.SUSPECT
@@ -282,10 +298,12 @@ class SupervisedEngine:
 
     async def _working(self) -> bool:
         """Late metrics may come of much work; then its health check answers all the same."""
+        if self._record.launch.rank:
+            return False
         text = await self._probe().metrics()
-        if text is not None:
+        if text is not None or not self._adapter.metrics_path:
             # What has just come, or waits to be read by a client, the engine does not count.
-            return self._parts.in_flight(self._record.ref) > 0 or bool(self._adapter.busy(text))
+            return self._parts.in_flight(self._record.ref) > 0 or bool(self._adapter.busy(text or ""))
         return not self._record.suspect and await self._probe().healthy(_HEALTH_S)
 
     async def _stop_process(self, process: Handle) -> None:
@@ -377,12 +395,17 @@ class SupervisedEngine:
             fence=self._record.launch.fence,
             sequence=self._record.sequence,
             phase=phase,
-            url=f"{self._parts.door()}/engines/{self._record.launch.instance_id}" if phase in _SERVING else None,
+            url=self._url if phase in _SERVING and not self._record.launch.rank else None,
             pid=process.pid if process else None,
             message=message,
             ready_since=self._record.ready_since,
             image=self._record.image,
+            rank=self._record.launch.rank,
         )
+
+    @property
+    def _url(self) -> str:
+        return f"{self._parts.door()}/engines/{self._record.launch.instance_id}"
 
     # -- small things -----------------------------------------------------------------------------------------
 

@@ -124,8 +124,19 @@ class EngineAdapter(Protocol):
         ...
 
     @property
+    def names_program(self) -> bool:
+        """Containers are told to start ``program``, whatever their image would: that starts something more."""
+        ...
+
+    @property
     def follower_programs(self) -> tuple[str, ...]:
         """What runs on the other hosts of a gang, beside ``program``; the first that is there. Empty: ``program``."""
+        ...
+
+    @property
+    def followers_accept(self) -> bool:
+        """Followers of a gang accept connections, on their address among its hosts and their first port, once they
+        take part. Else that they live is all that is known of them."""
         ...
 
     @property
@@ -189,10 +200,6 @@ class EngineAdapter(Protocol):
 
     def command(self, start: Start) -> Command:
         """Of the leader, or of a follower. Raises Unstartable."""
-        ...
-
-    def follower_ready(self, start: Start) -> int | None:
-        """The port that a follower accepts connections on once it takes part; None: that it lives is all there is."""
         ...
 
     def readiness(self, spec: EngineSpec, card: ModelCard = NO_CARD) -> Probe:

@@ -33,7 +33,9 @@ class Custom:
     """Of one deployment. Without its description it knows only what all custom engines share."""
 
     name = "custom"
+    names_program = False
     follower_programs: tuple[str, ...] = ()
+    followers_accept = False
     default_version = ""
     default_context = 4096
     default_concurrency = 4
@@ -98,9 +100,6 @@ class Custom:
         values = self._values(start)
         argv = tuple(_filled(argument, values) for argument in (*custom.command, *start.spec.args))
         return Command(argv, visible_devices(start))
-
-    def follower_ready(self, start: Start) -> int | None:
-        return None
 
     def readiness(self, spec: EngineSpec, card: ModelCard = NO_CARD) -> Probe:
         path = spec.custom.ready_path if spec.custom is not None else "/v1/completions"

@@ -21,7 +21,9 @@ from fleet.sizing.sizing import GpuClass, Workload
 class LlamaCpp:
     name = "llama_cpp"
     program = "llama-server"
+    names_program = False
     follower_programs: tuple[str, ...] = ("ggml-rpc-server", "rpc-server")
+    followers_accept = True
     default_version = flags.DEFAULT_VERSION
     default_context = flags.DEFAULT_CONTEXT
     default_concurrency = flags.DEFAULT_CONCURRENCY
@@ -73,9 +75,6 @@ class LlamaCpp:
             *flags.separated(start.spec.args),
         )
         return Command(argv, visible_devices(start))
-
-    def follower_ready(self, start: Start) -> int | None:
-        return start.port
 
     def readiness(self, spec: EngineSpec, card: ModelCard = NO_CARD) -> Probe:
         given = flags.read(spec.args)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fleet.engines import sglang_flags as flags
 from fleet.engines import sglang_log
 from fleet.engines.adapter import NO_CARD, Command, Install, Probe, Progress, Queue, Start
-from fleet.engines.environment import of_gang, visible_devices
+from fleet.engines.environment import me, of_gang, visible_devices
 from fleet.engines.flags import contradictions, derived_args, repeated
 from fleet.engines.limits import unsupported
 from fleet.engines.requests import one_token
@@ -20,7 +20,9 @@ from fleet.sizing.sizing import GpuClass, Workload
 class SGLang:
     name = "sglang"
     program = "sglang"
+    names_program = True
     follower_programs: tuple[str, ...] = ()
+    followers_accept = True
     default_version = "0.5.23"
     default_context = 8192
     default_concurrency = 64
@@ -56,7 +58,7 @@ class SGLang:
         given = flags.DIALECT.read(start.spec.args)
         argv = (
             *(str(start.binary), "serve", "--model-path", start.model_path),
-            *("--served-model-name", start.spec.served_name, "--host", start.address, "--port", str(start.port)),
+            *("--served-model-name", start.spec.served_name, "--host", _address(start), "--port", str(start.port)),
             *derived_args(flags.derived(start), given),
             *start.spec.args,
             *flags.part(start),
@@ -64,10 +66,6 @@ class SGLang:
         # Its health check would otherwise make it generate a token, every second.
         env = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         return Command(argv, {**env, **visible_devices(start), **of_gang(start)})
-
-    def follower_ready(self, start: Start) -> int | None:
-        """Followers answer health checks on the port of their own once their part is loaded."""
-        return start.port
 
     def readiness(self, spec: EngineSpec, card: ModelCard = NO_CARD) -> Probe:
         asked = flags.DIALECT.read(spec.args).has("--is-embedding") and card.task == Task.GENERATE
@@ -85,3 +83,8 @@ class SGLang:
 
     def progress(self, metrics: str) -> Progress | None:
         return sglang_log.progress(metrics)
+
+
+def _address(start: Start) -> str:
+    """Followers answer health checks once their part is loaded, and have nothing to answer but those."""
+    return me(start).address if start.rank else start.address

@@ -30,7 +30,9 @@ _THREADS_MAX = 32
 class Vllm:
     name = "vllm"
     program = "vllm"
+    names_program = True
     follower_programs: tuple[str, ...] = ()
+    followers_accept = False
     default_version = "0.32.0"
     default_context = 8192
     default_concurrency = 64
@@ -84,9 +86,6 @@ class Vllm:
             *vllm_flags.merged(start.spec.args, start),
         )
         return Command(vllm_gang.launch(argv, start, given), self._env(start))
-
-    def follower_ready(self, start: Start) -> int | None:
-        return None
 
     def readiness(self, spec: EngineSpec, card: ModelCard = NO_CARD) -> Probe:
         given = DIALECT.read(spec.args)

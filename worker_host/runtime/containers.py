@@ -29,6 +29,7 @@ def arguments(api: docker.APIClient, job: Job, host_id: str, *, without_ulimits:
     arguments: dict[str, Any] = {
         "image": container.image,
         "command": list(job.argv),
+        **({"entrypoint": [container.program]} if container.program else {}),
         "environment": {**job.env, **container.devices.env},
         "labels": {
             HOST: host_id,

@@ -81,6 +81,8 @@ class Container:
     cpus: float | None = None
     memory_bytes: int | None = None
     """More than that, and the kernel kills it."""
+    program: str = ""
+    """Started instead of the image's entrypoint; empty: that is the program."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Job:
     engine: EngineRef
     attempt: int
     argv: tuple[str, ...]
-    """In a container whose image has an entrypoint, the program's name is left out."""
+    """In a container that starts its program by itself, the program's name is left out."""
     env: Mapping[str, str]
     port: int
     """On loopback of this host."""
