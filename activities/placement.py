@@ -1,36 +1,79 @@
 """Placing replicas: decide in memory, commit in the ledger."""
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 
 from sqlmodel import Session
 from temporalio import activity
 
 from activities.contracts import PlacementContract, ReleaseRequest
+from activities.preemption import RoomMaker
 from activities.waiting import WaitingInstances
 from fleet.access.sealing import Sealer, host_sealer
-from fleet.db import claims
-from fleet.db.hosts import ReadyHost, ready_hosts, replicas_by_host
+from fleet.db import claims, nominations
+from fleet.db.fleet_reader import FleetReader
+from fleet.db.hosts import replicas_by_host
 from fleet.db.session import Database
 from fleet.db.tables import DeploymentRow, HostRow
-from fleet.host_client import FileFacts
 from fleet.model_files import ModelFiles
 from fleet.placement.decision import Decision, Refusal
 from fleet.placement.fleet import Fleet
 from fleet.placement.guess import guessed
+from fleet.placement.needs import Needs
 from fleet.placement.place import place
 from fleet.placement.request import Placement, PlacementRequest, PlaceResult, Unplaceable
+from fleet.placement.search import Search
 from fleet.placement.view import HostView, ModelFile
+from fleet.policy.nominated import Nominated, visible
 
 _LOOKS = 10
 """How often a lost race makes us look again before we let the workflow wait."""
 _PROJECTED_SOON_S = 0.1
 
 
+@dataclass(frozen=True)
+class Question:
+    """A request, and the fleet as it may use it."""
+
+    request: PlacementRequest
+    """With the labels and the priority that its deployment has now."""
+    hosts: list[HostView]
+    kept: Nominated
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        """Size of the model's file by host that has it."""
+        return {h.host_id: h.model.size_bytes for h in self.hosts if h.model is not None}
+
+    @cached_property
+    def needs(self) -> Needs:
+        return guessed(self.request.spec, max(self.files.values(), default=0))
+
+    def answer(self) -> Decision | Refusal:
+        bound_for = [h for h in self.hosts if h.host_id in self.kept.bound_for]
+        if bound_for and isinstance(found := self._on(bound_for), Decision):
+            return found
+        return self._on(self.hosts)
+
+    def best(self, request: PlacementRequest, needs: Needs, fleet: Fleet) -> Decision | None:
+        """As ``answer``, of a fleet that is supposed to be."""
+        return Search(request, needs, fleet, files=self.files.keys()).best()
+
+    def _on(self, hosts: Collection[HostView]) -> Decision | Refusal:
+        fleet = Fleet.of(list(hosts), self.request.deployment)
+        return place(self.request, self.needs, fleet, files=self.files.keys())
+
+
 class PlacementActivities(PlacementContract):
-    def __init__(self, database: Database, files: ModelFiles, master: Sealer, waiting: WaitingInstances) -> None:
+    def __init__(
+        self, database: Database, files: ModelFiles, master: Sealer, waiting: WaitingInstances, room: RoomMaker
+    ) -> None:
         self._database = database
+        self._room = room
+        self._fleet = FleetReader(database)
         self._files = files
         self._master = master
         self._waiting = waiting
@@ -47,11 +90,11 @@ class PlacementActivities(PlacementContract):
 
     @activity.defn(name="release_claim")
     async def release_claim(self, request: ReleaseRequest) -> None:
-        free = claims.release if request.engine_gone else claims.give_up
-
         def give_back(session: Session) -> list[str]:
             hosts = claims.maintained_hosts_of(session, request.instance_id)
-            free(session, request.instance_id, request.fence)
+            of = (session, request.instance_id, request.fence)
+            gone = claims.hosts_of(*of) if request.engine_gone else request.hosts_gone
+            claims.release(*of, gone_from=gone)
             return hosts
 
         hosts = await self._database.awrite(give_back)
@@ -60,26 +103,29 @@ class PlacementActivities(PlacementContract):
     async def _place(self, request: PlacementRequest) -> PlaceResult:
         reason = "too many others place at the same time"
         for _ in range(_LOOKS):
-            hosts = await self._hosts(request)
-            labels = await self._labels(request.deployment, hosts)
-            verdict = self._decide(request.model_copy(update={"labels": labels}), hosts)
+            asked = await self._question(request)
+            verdict = asked.answer()
             if isinstance(verdict, Refusal):
-                return PlaceResult(unplaceable=verdict.unplaceable)
-            chosen = self._placement(verdict, hosts)
+                waits = await self._room.make_room(
+                    asked.request, asked.needs, asked.hosts, verdict.unplaceable, asked.best
+                )
+                return PlaceResult(unplaceable=waits)
+            chosen = self._placement(verdict, asked.hosts)
             try:
                 placement = await self._database.awrite(
-                    lambda s, v=verdict, c=chosen: self._commit(s, request, v, c)  # type: ignore[misc]
+                    lambda s, a=asked.request, v=verdict, c=chosen: self._commit(s, a, v, c)  # type: ignore[misc]
                 )
                 return PlaceResult(placement=placement)
             except claims.ClaimLost as lost:
                 reason = str(lost)
         return PlaceResult(unplaceable=Unplaceable(reasons=(reason,)))
 
-    @staticmethod
-    def _decide(request: PlacementRequest, hosts: list[HostView]) -> Decision | Refusal:
-        files = {h.host_id: h.model.size_bytes for h in hosts if h.model is not None}
-        needs = guessed(request.spec, max(files.values(), default=0))
-        return place(request, needs, Fleet.of(hosts, request.deployment), files=files.keys())
+    async def _question(self, request: PlacementRequest) -> Question:
+        hosts = await self._hosts(request)
+        labels = await self._labels(request.deployment, hosts)
+        request = await self._room.with_priority(request.model_copy(update={"labels": labels}))
+        kept = await self._room.kept_for_others(request)
+        return Question(request, visible(hosts, kept), kept)
 
     @staticmethod
     def _placement(decision: Decision, hosts: list[HostView]) -> Placement:
@@ -102,16 +148,12 @@ class PlacementActivities(PlacementContract):
         return {}
 
     async def _hosts(self, request: PlacementRequest) -> list[HostView]:
-        ready = await self._database.aread(lambda s: ready_hosts(s, request.deployment))
-        files = await self._files.on([h.address for h in ready], request.spec.model_path)
-        return [self._with_model(h, files) for h in ready]
-
-    @staticmethod
-    def _with_model(host: ReadyHost, files: dict[str, FileFacts | None]) -> HostView:
-        facts = files.get(host.view.host_id)
-        if facts is None or not facts.readable:
-            return host.view
-        return replace(host.view, model=ModelFile(facts.path, facts.size_bytes))
+        await self._fleet.look(0)
+        hosts = self._fleet.hosts(request.deployment)
+        addresses = [a for h in hosts if (a := self._fleet.address_of(h.host_id)) is not None]
+        found = await self._files.on(addresses, request.spec.model_path)
+        files = {i: ModelFile(f.path, f.size_bytes) for i, f in found.items() if f is not None and f.readable}
+        return [replace(h, model=files.get(h.host_id)) for h in hosts]
 
     def _commit(self, session: Session, request: PlacementRequest, decision: Decision, chosen: Placement) -> Placement:
         claims.expire(session, datetime.now(UTC))
@@ -125,7 +167,15 @@ class PlacementActivities(PlacementContract):
         placement = chosen.model_copy(
             update={"env_for_host": self._seal_for(session, host_id, request.spec.env_sealed)}
         )
-        claims.claim(session, request.instance_id, request.fence, placement, {host_id: seat.generation})
+        claims.claim(
+            session,
+            request.instance_id,
+            request.fence,
+            placement,
+            {host_id: seat.generation},
+            priority=request.priority,
+        )
+        nominations.placed(session, request.instance_id, request.deployment, placement.hosts)
         return placement
 
     def _seal_for(self, session: Session, host_id: str, env: dict[str, str]) -> dict[str, str]:

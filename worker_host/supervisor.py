@@ -6,8 +6,10 @@ import time
 
 from temporalio.exceptions import ApplicationError
 
+from fleet.gangs import Acceptance
 from fleet.instances import EngineLaunch
 from fleet.inventory import EngineRef
+from worker_host.acceptance import Promises, answer
 from worker_host.proxy import Running
 from worker_host.records import EngineRecord, pack
 from worker_host.runtime.protocol import Handle
@@ -26,6 +28,7 @@ class Supervisor:
         self._engines: dict[str, SupervisedEngine] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._unknown: dict[EngineRef, int] = {}
+        self._promises = Promises()
 
     def resume(self) -> None:
         """Go on with the engines of the host process before us."""
@@ -35,13 +38,7 @@ class Supervisor:
     async def take(self, launch: EngineLaunch, token: bytes) -> None:
         """Answer for this engine by ``token`` from now on: start it, or adopt it when it runs already."""
         async with self._locks.setdefault(launch.instance_id, asyncio.Lock()):
-            known = self._engines.get(launch.instance_id)
-            if known is not None and known.record.launch.fence > launch.fence:
-                raise ApplicationError(
-                    f"{launch.instance_id} runs here under fence {known.record.launch.fence} already",
-                    type="StaleFence",
-                    non_retryable=True,
-                )
+            known = self._newest(launch)
             if known is not None and known.record.launch.fence == launch.fence:
                 await known.take_token(pack(token))
                 return
@@ -52,24 +49,41 @@ class Supervisor:
             await self._stop_strays_of(launch, keep=record.process)
             self._parts.records.save(record)
             self._begin(record)
+            self._promises.keep(launch.instance_id)
+
+    async def accept(self, launch: EngineLaunch) -> Acceptance:
+        """Say whether this part of a gang can be run here; with a yes, no launch under an older fence is taken."""
+        known = self._newest(launch)
+        if known is not None and known.record.launch.fence == launch.fence:
+            return Acceptance(runs=True)
+        said = await answer(self._parts, launch)
+        if said.refusal is None and self._newest(launch) is known:
+            self._promises.make(launch)
+        return said
 
     async def look(self, engine: EngineRef) -> None:
         known = self._engines.get(engine.instance_id)
         if known is not None:
             known.look()
 
+    async def hurry(self, engine: EngineRef) -> None:
+        known = self._engines.get(engine.instance_id)
+        if known is not None and known.record.ref == engine:
+            known.hurry()
+
     async def metrics(self, instance_id: str) -> str | None:
         """What the engine says of itself; None when it is not ours (any more) or does not answer."""
         known = self._engines.get(instance_id)
-        return await known.metrics() if known is not None else None
+        return await known.metrics() if known is not None and known.record.launch.rank == 0 else None
 
     def where(self, instance_id: str) -> Running | None:
         """Where the engine of an instance listens; None unless it has been ready: one that loads would say no.
 
-        None for one that leaves, too: gateways that have not heard of it yet ask another one instead.
+        None for one that leaves, too: gateways that have not heard of it yet ask another one instead. And for the
+        followers of a gang: only their leader answers requests.
         """
         known = self._engines.get(instance_id)
-        if known is None or known.leaving or known.record.port is None:
+        if known is None or known.leaving or known.record.port is None or known.record.launch.rank:
             return None
         if known.record.ready_since is None or known.record.ended:
             return None
@@ -105,6 +119,16 @@ class Supervisor:
     async def suspend(self) -> None:
         """This host ends, and its engines with it, until it comes back."""
         await asyncio.gather(*(e.suspend() for e in self._engines.values()))
+
+    def _newest(self, launch: EngineLaunch) -> SupervisedEngine | None:
+        """What runs of this instance. Raises ApplicationError when a newer fence is known here."""
+        known = self._engines.get(launch.instance_id)
+        newest = max(self._promises.newest(launch.instance_id), known.record.launch.fence if known is not None else 0)
+        if newest > launch.fence:
+            raise ApplicationError(
+                f"{launch.instance_id} runs here under fence {newest} already", type="StaleFence", non_retryable=True
+            )
+        return known
 
     def _begin(self, record: EngineRecord) -> None:
         engine = SupervisedEngine(self._parts, record, self._forget)

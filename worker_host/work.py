@@ -105,7 +105,14 @@ class Work:
         return Worker(
             client,
             task_queue=self._queue,
-            activities=[engines.run_engine, engines.look_at_engine, host.hold_lease, host.answer_roll_call],
+            activities=[
+                engines.run_engine,
+                engines.look_at_engine,
+                engines.hurry_engine,
+                engines.accept_engine,
+                host.hold_lease,
+                host.answer_roll_call,
+            ],
             max_concurrent_activity_task_polls=2,
             graceful_shutdown_timeout=timedelta(seconds=5),
         )

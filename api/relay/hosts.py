@@ -33,7 +33,7 @@ from fleet.db.telemetry import StatusLog
 from fleet.errors import Forbidden, InvalidInput, NotFound
 from fleet.hosts import HostRegistered
 from fleet.instances import EngineReport
-from fleet.inventory import EngineRef, Registration
+from fleet.inventory import EngineRef, Registration, UnknownEngine
 from fleet.join import (
     REASON_HEADER,
     Certificate,
@@ -118,7 +118,7 @@ class Hosts:
         wanted = await self._wanted(host_id, set(body.engines))
         if body.fresh:
             # Their start was on its way to the process before this one: without a word it would be waited for in vain.
-            lost = [e for e in wanted if e not in body.engines]
+            lost = [UnknownEngine(**dict(e), host_id=host_id) for e in wanted if e not in body.engines]
             await asyncio.gather(*map(self.workflows.engine_unknown, lost))
         return Registered(engines=wanted, ticket_keys=self.ticket_keys, now=time.time())
 
@@ -127,8 +127,10 @@ class Hosts:
 
     async def report(self, call: Call, body: EngineReport) -> None:
         """Of an instance that has ended it is taken too, and forgotten."""
-        mine = await self.database.aread(lambda s: claims.host_of(s, body.instance_id, body.fence))
-        if mine is not None and mine != call.host_id:
+        of = (body.instance_id, body.fence)
+        hosts, leader = await self.database.aread(lambda s: (claims.hosts_of(s, *of), claims.host_of(s, *of)))
+        mine = call.host_id in hosts if body.rank else leader in (call.host_id, None)
+        if hosts and not mine:
             raise Forbidden(
                 f"{body.instance_id} is not placed on {call.host_id}", hint="speak for your own engines only"
             )

@@ -76,7 +76,7 @@ async def test_a_fresh_process_makes_known_which_engines_never_reached_it(world:
     host = await world.host()
     claim(world, host.host_id)
     await host.register(fresh=True)
-    assert [e.model_dump() for e in world.workflows.unknown] == [REF]
+    assert [e.model_dump() for e in world.workflows.unknown] == [{**REF, "host_id": host.host_id}]
 
 
 async def test_after_a_reboot_the_machine_waits_until_its_former_self_was_silent_for_long_enough(world: World) -> None:
@@ -230,3 +230,24 @@ async def test_many_hosts_at_once_are_all_served(world: World) -> None:
     hosts = await asyncio.gather(*(world.host(f"box-{n}") for n in range(12)))
     assert len({h.host_id for h in hosts}) == 12
     await asyncio.gather(*(h.ask(STATUS, status(h)) for h in hosts))
+
+
+async def test_each_host_of_a_gang_reports_on_its_own_part_and_no_follower_speaks_for_the_leader(world: World) -> None:
+    leader, follower, stranger = await world.host("one"), await world.host("two"), await world.host("three")
+    claim(world, leader.host_id, gpu_uuid="g1", hosts=2)
+    claim(world, follower.host_id, gpu_uuid="g2", hosts=2, rank=1)
+    await leader.ask(REPORT, report())
+    await follower.ask(REPORT, report(rank=1))
+    for host, rank in ((follower, 0), (stranger, 0), (stranger, 1)):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await host.ask(REPORT, report(rank=rank))
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert [r.rank for r in world.workflows.reported] == [0, 1]
+
+
+async def test_a_fresh_process_of_a_follower_makes_known_whose_engine_never_reached_it(world: World) -> None:
+    leader, follower = await world.host("one"), await world.host("two")
+    claim(world, leader.host_id, gpu_uuid="g1", hosts=2)
+    claim(world, follower.host_id, gpu_uuid="g2", hosts=2, rank=1)
+    await follower.register(fresh=True)
+    assert [e.model_dump() for e in world.workflows.unknown] == [{**REF, "host_id": follower.host_id}]
