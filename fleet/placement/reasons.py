@@ -103,9 +103,10 @@ def _by_label(found: Verdict, hosts: Mask) -> Iterator[tuple[Mask, str]]:
 
 def _by_reservation(found: Verdict, hosts: Mask) -> Iterator[tuple[Mask, str]]:
     fleet = found.search.fleet
-    for code in np.unique(fleet.host["reserved"][hosts]).tolist():
+    codes = np.unique(fleet.host["reserved"][hosts]).tolist()
+    for wanted, code in sorted((_listed(fleet.reserved[code]), code) for code in codes):
         group = hosts & (fleet.host["reserved"] == code)
-        yield group, f"are reserved for deployments with label {_listed(fleet.reserved[code])}"
+        yield group, f"are reserved for deployments with label {wanted}"
 
 
 def _of_hosts(found: Verdict, name: Filter, hosts: Mask) -> str:
@@ -116,7 +117,7 @@ def _of_hosts(found: Verdict, name: Filter, hosts: Mask) -> str:
             return _too_few(found, hosts)
         case Filter.RAM:
             free = found.search.fleet.host["ram_free"]
-            best = int(np.argmax(np.where(hosts, free, -1)))
+            best = min(np.flatnonzero(hosts).tolist(), key=lambda row: (-free[row], found.search.fleet.order()[row]))
             return f"have {_gib(free[best])} of RAM free at most, {_gib(_least_ram(found, best))} is needed"
         case _:
             return _cause(found, name, hosts, 2)

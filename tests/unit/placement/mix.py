@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fleet.engines.spec import EngineSpec
 from fleet.inventory import AcceleratorKind, EngineBuild
