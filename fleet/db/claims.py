@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import CursorResult, bindparam, delete, func, insert, text, update
+from sqlalchemy import CursorResult, bindparam, delete, func, insert, update
 from sqlmodel import Session, col, select
 
 from fleet.db import ports
+from fleet.db.alone import alone_on
 from fleet.db.lost import ClaimLost, StaleFence
 from fleet.db.session import Json
 from fleet.db.tables import ClaimRow, GpuRow, HostRow
@@ -30,7 +31,7 @@ def existing(session: Session, instance_id: str, fence: int) -> Placement | None
 
     Until the transaction ends no other one can claim for this instance.
     """
-    _one_planner_for(session, instance_id)
+    alone_on(session, instance_id)
     rows = session.exec(select(ClaimRow).where(ClaimRow.instance_id == instance_id)).all()
     newest = max((r.fence for r in rows), default=0)
     if newest > fence:
@@ -172,12 +173,6 @@ def recount(session: Session, host_id: str) -> None:
     for uuid in uuids:
         session.execute(update(GpuRow).where(col(GpuRow.uuid) == uuid).values(used=int(sums.get(uuid, 0))))
     session.expire_all()
-
-
-def _one_planner_for(session: Session, instance_id: str) -> None:
-    """Before the first claim there is no row to lock. SQLite has one writer at a time anyway."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))"), {"id": instance_id})
 
 
 def _take_host(session: Session, part: Part, generation: int) -> None:

@@ -1,11 +1,11 @@
 """What changes from one look at the fleet to the next: a few queries, whatever the number of hosts."""
 
+import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import String, cast, func, or_, select
 from sqlmodel import Session, col
 
 from fleet.db.tables import ClaimRow, DeploymentRow, GpuRow, HostRow, InstanceRow, PortClaimRow
@@ -33,6 +33,9 @@ class GpuLine(NamedTuple):
     allocatable: int
     used: int
     foreign_bytes: int
+    healthy: bool
+    cordoned: bool
+    cordon_reason: str
 
 
 class ClaimLine(NamedTuple):
@@ -45,68 +48,68 @@ class ClaimLine(NamedTuple):
     hosts: int
     instance_state: str | None
     instance_fence: int | None
-    instance_since: Any
-    """As the driver gives it."""
+    instance_since: str | None
+    """ISO 8601, UTC."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class HostNumbers:
-    """Of one host; equal ones make equal views."""
+    """Of one host; equal ones make equal views.
+
+    GPUs and claims stay the JSON that the database made of them until they are found to be different from before: at
+    8,000 GPUs, fetching rows of them costs more than all the rest.
+    """
 
     host: HostLine
-    gpus: list[tuple[Any, ...]] = field(default_factory=list)
-    """As ``GpuLine``, sorted; healthy ones that take claims."""
-    claims: list[tuple[Any, ...]] = field(default_factory=list)
-    """As ``ClaimLine``, sorted."""
-    cordoned: list[tuple[str, str]] = field(default_factory=list)
-    """(UUID, reason)"""
+    gpus_json: str = "[]"
+    claims_json: str = "[]"
     ports: int = 0
     """Claimed."""
-    labels: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Of deployments with replicas here."""
+
+    @property
+    def gpus(self) -> list[GpuLine]:
+        """Those that take claims, and those that are cordoned."""
+        return [GpuLine(*line) for line in json.loads(self.gpus_json)]
+
+    @property
+    def claims(self) -> list[ClaimLine]:
+        """By instance, fence and GPU."""
+        return [ClaimLine(*line) for line in sorted(json.loads(self.claims_json), key=lambda line: line[:3])]
 
 
-def read_numbers(session: Session, only: Collection[str] | None = None) -> dict[str, HostNumbers]:
-    """Of all hosts that take new work, or of those of ``only`` that do.
+@dataclass(frozen=True)
+class Numbers:
+    hosts: dict[str, HostNumbers]
+    labels: dict[str, dict[str, str]]
+    """Of all deployments."""
 
-    Plain tuples as the driver gives them: at 8,000 GPUs, making objects of rows costs more than reading them.
-    """
-    found = {line[0]: HostNumbers(HostLine(*line)) for line in _fetch(session, _HOSTS, only, HostRow.id)}
-    for host_id, *gpu in _fetch(session, _GPUS, only, GpuRow.host_id):
-        if host_id in found:
-            found[host_id].gpus.append(tuple(gpu))
-    for host_id, uuid, reason in _fetch(session, _CORDONED, only, GpuRow.host_id):
-        if host_id in found:
-            found[host_id].cordoned.append((uuid, reason))
-    for host_id, count in _fetch(session, _PORTS, only, PortClaimRow.host_id):
-        if host_id in found:
-            found[host_id].ports = count
-    _add_claims(session, found, only)
-    for numbers in found.values():
-        # The database gives rows in the order in which they were last written.
-        numbers.gpus.sort()
-        numbers.cordoned.sort()
-        if len(numbers.claims) > 1:
-            numbers.claims.sort(key=_CLAIM_ORDER)
-    return found
+
+def read_numbers(session: Session, only: Collection[str] | None = None) -> Numbers:
+    """Of all hosts that take new work, or of those of ``only`` that do."""
+    hosts = [HostLine(*line) for line in _fetch(session, _HOSTS, only, HostRow.id)]
+    gpus = dict(_fetch(session, _as_json(session, _GPUS), only, GpuRow.host_id))
+    claims = dict(_fetch(session, _as_json(session, _CLAIMS), only, ClaimRow.host_id))
+    ports = dict(_fetch(session, _PORTS, only, PortClaimRow.host_id))
+    found = {h.id: HostNumbers(h, gpus.get(h.id, "[]"), claims.get(h.id, "[]"), ports.get(h.id, 0)) for h in hosts}
+    return Numbers(found, dict(session.connection().execute(_LABELS).all()))
 
 
 def deployment_of(instance_id: str) -> str:
     return instance_id.rpartition("/")[0]
 
 
-def _add_claims(session: Session, found: dict[str, HostNumbers], only: Collection[str] | None) -> None:
-    labels = dict(session.connection().execute(_LABELS).tuples().all())
-    for host_id, *claim in _fetch(session, _CLAIMS, only, ClaimRow.host_id):
-        numbers = found.get(host_id)
-        if numbers is not None:
-            numbers.claims.append(tuple(claim))
-            deployment = deployment_of(claim[0])
-            if deployment in labels:
-                numbers.labels[deployment] = labels[deployment]
+def _as_json(session: Session, query: Any) -> Any:
+    """``query`` selects a host and columns: of each host one text, a JSON array of arrays."""
+    host_id, *columns = query.selected_columns
+    if session.get_bind().dialect.name == "postgresql":
+        lines: Any = cast(func.json_agg(func.json_build_array(*columns)), String)
+    else:
+        lines = func.json_group_array(func.json_array(*columns))
+    return query.with_only_columns(host_id, lines).group_by(host_id)
 
 
 def _fetch(session: Session, query: Any, only: Collection[str] | None, host_id: Any) -> Sequence[Any]:
+    """Plain tuples, as the driver makes them."""
     if only is not None:
         query = query.where(host_id.in_(sorted(only)))
     result = session.connection().execute(query)
@@ -115,15 +118,12 @@ def _fetch(session: Session, query: Any, only: Collection[str] | None, host_id: 
     return rows
 
 
-_CLAIM_ORDER = itemgetter(0, 1, 2)
-
 _HOSTS = select(*(getattr(HostRow, name) for name in HostLine._fields)).where(
     col(HostRow.state) == HostState.READY, col(HostRow.maintenance) == Maintenance.NONE
 )
-_GPUS = select(*map(col, (GpuRow.host_id, *(getattr(GpuRow, name) for name in GpuLine._fields)))).where(
-    col(GpuRow.healthy), ~col(GpuRow.cordoned), col(GpuRow.memory_bytes) > 0
+_GPUS = select(col(GpuRow.host_id), *(getattr(GpuRow, name) for name in GpuLine._fields)).where(
+    or_(col(GpuRow.healthy) & (col(GpuRow.memory_bytes) > 0), col(GpuRow.cordoned))
 )
-_CORDONED = select(col(GpuRow.host_id), col(GpuRow.uuid), col(GpuRow.cordon_reason)).where(col(GpuRow.cordoned))
 _PORTS = select(col(PortClaimRow.host_id), func.count()).group_by(col(PortClaimRow.host_id))
 _CLAIMS = select(
     col(ClaimRow.host_id),

@@ -12,8 +12,8 @@ from functools import partial
 
 from sqlmodel import Session
 
-from fleet.db.fleet_numbers import HostNumbers, deployment_of, read_numbers
-from fleet.db.fleet_view import SeenHost, learn, see
+from fleet.db.fleet_numbers import HostNumbers, Numbers, deployment_of, read_numbers
+from fleet.db.fleet_view import SeenHost, labels_here, learn, see
 from fleet.db.host_facts import KnownHosts
 from fleet.db.session import Database
 from fleet.host_client import HostAddress
@@ -55,7 +55,7 @@ class _Own:
 
 @dataclass(frozen=True)
 class _Look:
-    numbers: dict[str, HostNumbers]
+    numbers: Numbers
     seen: dict[str, SeenHost]
     """Of hosts of which something is different."""
 
@@ -69,6 +69,7 @@ class FleetReader:
     clock: Callable[[], float] = time.monotonic
     version: int = 0
     _kept: dict[str, _Kept] = field(default_factory=dict)
+    _labels: dict[str, dict[str, str]] = field(default_factory=dict)
     _gone: dict[str, int] = field(default_factory=dict)
     _known: KnownHosts = field(default_factory=KnownHosts)
     _read_at: float | None = None
@@ -128,28 +129,35 @@ class FleetReader:
     def _ask(self, session: Session, only: set[str] | None) -> _Look:
         numbers = read_numbers(session, only)
         learn(session, numbers, self._known)
-        different = (host_id for host_id, now in numbers.items() if self._differs(host_id, now))
-        return _Look(numbers, {host_id: self._see(host_id, numbers[host_id]) for host_id in different})
+        relabelled = numbers.labels != self._labels
+        different = (
+            h for h, now in numbers.hosts.items() if self._differs(h, now, numbers.labels if relabelled else None)
+        )
+        return _Look(numbers, {host_id: self._see(host_id, numbers) for host_id in different})
 
-    def _differs(self, host_id: str, now: HostNumbers) -> bool:
+    def _differs(self, host_id: str, now: HostNumbers, labels: dict[str, dict[str, str]] | None) -> bool:
         kept = self._kept.get(host_id)
-        return host_id in self._known.facts and (kept is None or kept.ahead or kept.numbers != now)
+        if kept is None or kept.ahead or kept.numbers != now:
+            return host_id in self._known.facts
+        view = kept.seen.view
+        return labels is not None and labels_here(view.occupants, labels) != view.deployment_labels
 
-    def _see(self, host_id: str, now: HostNumbers) -> SeenHost:
-        return see(self._known.facts[host_id], now)
+    def _see(self, host_id: str, numbers: Numbers) -> SeenHost:
+        return see(self._known.facts[host_id], numbers.hosts[host_id], numbers.labels)
 
     def _take_in(self, look: _Look, only: set[str] | None) -> None:
         self.version += 1
-        for host_id, now in look.numbers.items():
+        for host_id, now in look.numbers.hosts.items():
             kept, seen = self._kept.get(host_id), look.seen.get(host_id)
             if seen is None and kept is not None and kept.ahead:  # a claim came while we read
-                seen = self._see(host_id, now)
+                seen = self._see(host_id, look.numbers)
             if seen is not None:
                 same = kept is not None and kept.seen == seen
                 self._kept[host_id] = _Kept(now, seen, kept.version if kept is not None and same else self.version)
                 self._gone.pop(host_id, None)
-        asked = set(self._kept) if only is None else only
-        for host_id in asked - set(look.numbers):
+        if only is None:
+            self._labels = look.numbers.labels
+        for host_id in (set(self._kept) if only is None else only) - set(look.numbers.hosts):
             if self._kept.pop(host_id, None) is not None:
                 self._gone[host_id] = self.version
                 self._known.forget([host_id])

@@ -1,13 +1,14 @@
 """The fleet as placement sees it, from what the ledger says now."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlmodel import Session
 
-from fleet.db.fleet_numbers import ClaimLine, GpuLine, HostNumbers, deployment_of, read_numbers
+from fleet.db.fleet_numbers import ClaimLine, GpuLine, HostNumbers, Numbers, deployment_of, read_numbers
 from fleet.db.host_facts import HostFacts, KnownHosts
 from fleet.host_client import HostAddress
 from fleet.placement.view import GpuView, HostView, Occupant
@@ -37,17 +38,20 @@ def read_fleet(session: Session, deployment: str = "", known: KnownHosts | None 
     known = known if known is not None else KnownHosts()
     numbers = read_numbers(session)
     learn(session, numbers, known)
-    seen = (see(known.facts[host_id], numbers[host_id]) for host_id in sorted(numbers) if host_id in known.facts)
+    facts = known.facts
+    seen = (see(facts[h], numbers.hosts[h], numbers.labels) for h in sorted(numbers.hosts) if h in facts)
     return [host.view_for(deployment) for host in seen]
 
 
-def learn(session: Session, numbers: dict[str, HostNumbers], known: KnownHosts) -> None:
-    known.learn(session, {host_id: (n.host.generation, n.host.fingerprint) for host_id, n in numbers.items()})
+def learn(session: Session, numbers: Numbers, known: KnownHosts) -> None:
+    hosts = ((host_id, numbers.hosts[host_id].host) for host_id in numbers.hosts)
+    known.learn(session, {host_id: (host.generation, host.fingerprint) for host_id, host in hosts})
 
 
-def see(facts: HostFacts, numbers: HostNumbers) -> SeenHost:
-    host = numbers.host
-    claims = [ClaimLine(*line) for line in numbers.claims]
+def see(facts: HostFacts, numbers: HostNumbers, labels: Mapping[str, dict[str, str]]) -> SeenHost:
+    """``labels``: of all deployments."""
+    host, gpus, claims = numbers.host, numbers.gpus, numbers.claims
+    occupants = _occupants(claims)
     view = HostView(
         host_id=host.id,
         name=facts.name,
@@ -55,28 +59,32 @@ def see(facts: HostFacts, numbers: HostNumbers) -> SeenHost:
         labels=facts.labels,
         ram_free_bytes=host.ram_allocatable - host.ram_used,
         ram_total_bytes=host.ram_allocatable,
-        gpus=_gpus(facts, numbers),
+        gpus=_gpus(facts, gpus),
         engines=facts.engines,
         replicas_of_deployment=0,
         model=None,
-        cordoned_gpus=tuple(numbers.cordoned),
+        cordoned_gpus=tuple((g.uuid, g.cordon_reason) for g in gpus if g.cordoned),
         runtimes=facts.runtimes,
         reserved_for=facts.reserved_for,
         fabric_address=host.fabric_address,
-        occupants=_occupants(claims),
-        deployment_labels=dict(numbers.labels),
+        occupants=occupants,
+        deployment_labels=labels_here(occupants, labels),
         **_ports_free(numbers),
     )
     address = HostAddress(host.id, host.address, host.http_port, bool(host.tunnel_only), host.tunnel_url)
     return SeenHost(view, address, _replicas(claims))
 
 
-def _gpus(facts: HostFacts, numbers: HostNumbers) -> tuple[GpuView, ...]:
+def labels_here(occupants: Iterable[Occupant], labels: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    return {o.deployment: labels[o.deployment] for o in occupants if o.deployment in labels}
+
+
+def _gpus(facts: HostFacts, lines: list[GpuLine]) -> tuple[GpuView, ...]:
+    """Not those that the present inventory does not have: they are away."""
     found = []
-    for line in numbers.gpus:
-        gpu = GpuLine(*line)
+    for gpu in lines:
         card = facts.gpus.get(gpu.uuid)
-        if card is not None and gpu.generation == numbers.host.generation:
+        if card is not None and gpu.healthy and not gpu.cordoned and gpu.generation == facts.key[0]:
             found.append(replace(card, free_bytes=gpu.allocatable - gpu.used, foreign_bytes=gpu.foreign_bytes))
     return tuple(sorted(found, key=lambda g: (g.index, g.uuid)))
 
@@ -112,11 +120,12 @@ def _occupant(lines: list[ClaimLine]) -> Occupant:
     )
 
 
-def _utc(value: datetime | str | None) -> datetime | None:
-    """SQLite has it as text, without a time zone."""
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+def _utc(value: str | None) -> datetime | None:
+    """SQLite forgets time zones."""
+    if value is None:
+        return None
+    read = datetime.fromisoformat(value)
+    return read if read.tzinfo is not None else read.replace(tzinfo=UTC)
 
 
 def _replicas(claims: list[ClaimLine]) -> dict[str, int]:
