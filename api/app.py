@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI
 
 from api import docs, problems
 from api.auditing import Audited
-from api.management import access, audit, deployments, drains, gpus, hosts, instances, rollouts, system
+from api.management import access, audit, deployments, drains, evaluations, gpus, hosts, instances, rollouts, system
 from api.state import Services
 
 _DESCRIPTION = """Runs AI models on fleets of GPUs and never lets go of them.
@@ -14,7 +14,7 @@ _DESCRIPTION = """Runs AI models on fleets of GPUs and never lets go of them.
 Send `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) that name the field and the remedy.
 The OpenAI API is under `/v1`.
 """
-_GROUPS = ("deployments", "rollouts", "instances", "hosts", "gpus", "access", "audit", "system")
+_GROUPS = ("deployments", "rollouts", "instances", "hosts", "gpus", "evaluations", "access", "audit", "system")
 
 
 def create_app(services: Services) -> FastAPI:
@@ -38,6 +38,7 @@ def create_app(services: Services) -> FastAPI:
         hosts.router,
         drains.router,
         gpus.router,
+        evaluations.router,
         access.router,
         audit.router,
         system.v1,

@@ -9,6 +9,8 @@ Scope = dict[str, Any]
 
 _PREFIX = "/api/v1/"
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_ONLY_ASKING = frozenset({"evaluations"})
+"""Tags of routes that change nothing, whatever their method."""
 _WHY = {401: "no valid API key", 403: "the key is not for this"}
 
 
@@ -34,7 +36,7 @@ class Audited:
 def _note(scope: Scope, status: int, headers: dict[bytes, bytes]) -> None:
     refused = status in _WHY
     route = scope.get("route")
-    if route is None or not (refused or (status < 400 and scope["method"] not in _READING)):
+    if route is None or not (refused or (status < 400 and _changes(scope["method"], route))):
         return
     services: Services = scope["app"].state.services
     made = headers.get(b"location", b"").decode("latin-1")
@@ -47,3 +49,7 @@ def _note(scope: Scope, status: int, headers: dict[bytes, bytes]) -> None:
         reason=_WHY.get(status, ""),
         peer=(scope.get("client") or ("",))[0],
     )
+
+
+def _changes(method: str, route: Any) -> bool:
+    return method not in _READING and _ONLY_ASKING.isdisjoint(route.tags)

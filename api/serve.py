@@ -14,6 +14,7 @@ from api.app import create_app
 from api.gateway.app import Gateway
 from api.gateway.standalone import standalone
 from api.limits import BodyLimit
+from api.management import evaluations
 from api.management.access import ensure_admin_key
 from api.state import Services
 from api.temporal_client import WorkflowClient
@@ -92,6 +93,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         auditing.cancel()
         await asyncio.wait([auditing])
         await gateway.stop()
+        await evaluations.close(app)
         await services.hosts.aclose()
         database.close()
 
