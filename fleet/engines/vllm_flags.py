@@ -189,7 +189,7 @@ def _asked(spec: EngineSpec) -> list[Derived]:
 def _without(args: Sequence[str], given: Given, names: set[str]) -> list[str]:
     """``args`` less those flags and their values."""
     starts = sorted(flag.index for flag in given.flags)
-    ends = dict(zip(starts, [*starts[1:], len(args)], strict=True))
+    ends = dict(zip(starts, [*starts[1:], len(args)], strict=False))  # no flags: no ends
     gone = {i for f in given.flags if f.name in names for i in range(f.index, ends[f.index])}
     return [arg for i, arg in enumerate(args) if i not in gone]
 
