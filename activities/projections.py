@@ -30,7 +30,9 @@ class ProjectionActivities(ProjectionContract):
 
     @activity.defn(name="record_instance")
     async def record_instance(self, instance: Instance) -> Recorded:
-        capacity = instance.spec.concurrency or resolve(instance.spec.engine).default_concurrency
+        sizing = instance.placement.sizing if instance.placement is not None else None
+        told = sizing.sequences if sizing is not None else instance.spec.concurrency
+        capacity = told or resolve(instance.spec.engine).default_concurrency
 
         def write(session: Session) -> Recorded:
             projections.record_instance(session, projections.instance_row(instance), capacity)

