@@ -96,7 +96,8 @@ def instance_of(row: InstanceRow, owner: DeploymentRow, claims: Iterable[ClaimRo
     revived = instance.with_(fence=fence, projection=max(instance.projection, row.projection))
     placement = instance.placement
     mine = [c for c in ledger if c.fence == fence and c.state != ClaimState.RELEASING]
-    if placement is not None and mine and fence == instance.fence and placement.host_id not in lost:
+    held = placement is not None and mine and lost.isdisjoint(placement.hosts)
+    if held and fence == instance.fence:
         return Revived(revived, fence - 1)
     return Revived(_without_place(revived), fence)
 

@@ -76,7 +76,7 @@ def _check(launch: EngineLaunch) -> None:
     """Raises CannotStart."""
     here = launch.here
     if here.model_path and not Path(here.model_path).exists():
-        raise CannotStart(f"No such file or directory: {here.model_path}")
+        raise CannotStart(f"the model is not here: {here.model_path} does not exist")
     if launch.rank and not here.address:
         raise CannotStart("this host has no address on a network that the hosts of a gang share: set fabric_address")
     taken = [str(port) for port in here.ports if not _is_free(port)]
