@@ -228,7 +228,7 @@ def _in_fp8(config: dict[str, Any], weights: list[Weight]) -> Checkpoint:
     """Linear layers in FP8 with a scale for each block of 128 x 128; the rest as it was."""
     found: list[Weight] = []
     for weight in weights:
-        linear = len(weight.shape) == 2 and "_proj." in weight.name and "eh_proj" not in weight.name
+        linear = len(weight.shape) == 2 and "_proj" in weight.name and "eh_proj" not in weight.name
         found.append(weight._replace(dtype="F8_E4M3") if linear else weight)
         if linear:
             blocks = tuple(-(-size // 128) for size in weight.shape)
