@@ -98,8 +98,8 @@ class DeclaredHosts(Wire):
     name: HostName
     count: int = Field(default=1, ge=1, le=MOST_HOSTS)
     """So many hosts; of several, each is called ``<name>-<number>``."""
-    ram_gib: float = Field(default=256, gt=0, le=65_536, allow_inf_nan=False)
-    """That engines may take, of each host."""
+    ram_gib: float | None = Field(default=None, gt=0, le=65_536, allow_inf_nan=False)
+    """That engines may take, of each host; unset: twice the memory of its cards, but at least 64."""
     labels: Labels = Field(default_factory=dict)
     gpus: list[DeclaredGpus] = Field(default_factory=list, max_length=16)
     engines: list[DeclaredEngine] | None = Field(default=None, max_length=16)
@@ -150,7 +150,7 @@ def _names(entry: DeclaredHosts) -> list[str]:
 
 
 def _host(entry: DeclaredHosts, name: str, offered: tuple[EngineBuild, ...]) -> HostView:
-    ram = round(entry.ram_gib * GIB)
+    ram = round((entry.ram_gib or _usual_ram_gib(entry)) * GIB)
     return HostView(
         host_id=name,
         name=name,
@@ -165,6 +165,11 @@ def _host(entry: DeclaredHosts, name: str, offered: tuple[EngineBuild, ...]) -> 
         runtimes=("process", "docker"),
         fabric_address=name,
     )
+
+
+def _usual_ram_gib(entry: DeclaredHosts) -> float:
+    on_cards = sum(group.count * group.gpu_class.memory_bytes for group in entry.gpus)
+    return max(64.0, 2 * on_cards / GIB)
 
 
 def _builds(entry: DeclaredHosts, offered: tuple[EngineBuild, ...]) -> tuple[EngineBuild, ...]:
