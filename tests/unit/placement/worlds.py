@@ -25,18 +25,22 @@ BUILDS = (
     EngineBuild(engine="vllm", version="", origin="image", image="vllm:rocm", accelerators=(AMD,)),
     EngineBuild(engine="llama_cpp", version="1", accelerators=(CPU, NVIDIA)),
 )
+SOFTWARE = [BUILDS[1:2], BUILDS[1:3], BUILDS[:2], BUILDS[:3], BUILDS[1:], BUILDS[2:]]
 labels = st.dictionaries(st.sampled_from(["zone", "rack"]), st.sampled_from(["x", "y"]), max_size=2)
 OTHERS = {"noisy": {"zone": "x"}, "quiet": {}}
 
 
 @st.composite
 def cards(draw: st.DrawFn, host_id: str) -> tuple[GpuView, ...]:
-    made = []
-    for n in range(draw(st.integers(0, 5))):
-        c = draw(st.sampled_from(CLASSES))
+    made: list[GpuView] = []
+    usual = draw(st.sampled_from(CLASSES))
+    for n in range(draw(st.sampled_from([4, 2, 1, 5, 0]))):
+        c = draw(st.sampled_from([usual, usual, usual, *CLASSES]))
         foreign = draw(st.sampled_from([0, 0, 0, c.memory_bytes // 4, c.memory_bytes * 3 // 4]))
-        free = draw(st.integers(0, (c.memory_bytes - foreign) // GIB)) * GIB
-        gpu = GpuView(f"{host_id}-{n}", free, c.memory_bytes, c.kind, draw(st.integers(0, 9)) == 0, c.name)
+        most = (c.memory_bytes - foreign) // GIB
+        free = draw(st.sampled_from([most, most]) | st.integers(0, most)) * GIB
+        part = draw(st.sampled_from([False] * 9 + [True]))
+        gpu = GpuView(f"{host_id}-{n}", free, c.memory_bytes, c.kind, part, c.name)
         gpu = replace(gpu, compute_capability=c.compute_capability, foreign_bytes=foreign, index=n)
         made.append(replace(gpu, numa_node=draw(st.sampled_from([None, 0, 1]))))
     uuids = [g.uuid for g in made]
@@ -58,13 +62,13 @@ def hosts(draw: st.DrawFn, host_id: str) -> HostView:
         ram_free_bytes=ram,
         ram_total_bytes=ram + draw(st.integers(0, 8)) * GIB,
         gpus=draw(cards(host_id)),
-        engines=tuple(draw(st.lists(st.sampled_from(BUILDS), min_size=1, max_size=2, unique_by=str))),
+        engines=tuple(draw(st.sampled_from(SOFTWARE))),
         replicas_of_deployment=0,
         model=None,
         runtimes=draw(st.sampled_from([("process",), ("process", "docker")])),
-        reserved_for=draw(st.just({}) | st.just({}) | labels),
-        fabric_address=draw(st.sampled_from(["", "10.0.0.1", "10.0.0.2"])),
-        ports_free=draw(st.sampled_from([0, 1, 2, 1000])),
+        reserved_for=draw(st.sampled_from([{}, {}, {}, {}, {"zone": "x"}])),
+        fabric_address=draw(st.sampled_from(["10.0.0.1", "10.0.0.2", ""])),
+        ports_free=draw(st.sampled_from([1000, 1000, 2, 1, 0])),
         occupants=tuple(Occupant(f"{d}/{n}", d, leaving=draw(st.booleans())) for n, d in enumerate(there)),
         deployment_labels={d: OTHERS[d] for d in there if d in OTHERS},
     )
@@ -72,7 +76,10 @@ def hosts(draw: st.DrawFn, host_id: str) -> HostView:
 
 @st.composite
 def fleets(draw: st.DrawFn, most: int = 5) -> list[HostView]:
-    return [draw(hosts(f"h{number}")) for number in range(draw(st.integers(1, most)))]
+    return [
+        draw(hosts(f"h{number}"))
+        for number in range(draw(st.sampled_from([n for n in (3, 4, 5, 1, 2, 12) if n <= most])))
+    ]
 
 
 shapes = st.sampled_from(
@@ -88,16 +95,18 @@ shapes = st.sampled_from(
 on_cards = st.builds(
     Need,
     shape=shapes,
-    gpu_bytes=st.integers(1, 60).map(lambda n: n * GIB),
+    gpu_bytes=st.integers(1, 30).map(lambda n: n * GIB),
     ram_bytes=st.sampled_from([0, GIB, 16 * GIB]),
     ports=st.sampled_from([1, 1, 2]),
 )
 needs = st.builds(
     Needs,
-    by_class=st.dictionaries(st.sampled_from(CLASSES), st.lists(on_cards, max_size=3).map(tuple), max_size=3),
+    by_class=st.dictionaries(
+        st.sampled_from(CLASSES), st.lists(on_cards, min_size=1, max_size=3).map(tuple), max_size=3
+    ),
     otherwise=st.just(()) | on_cards.map(lambda need: (need,)),
-    cpu=st.just(()) | st.integers(1, 60).map(lambda n: (Need(ram_bytes=n * GIB),)),
-    why_not=st.dictionaries(st.sampled_from(CLASSES), st.just("its attention has no kernel for it"), max_size=1),
+    cpu=st.sampled_from([(), (), (Need(ram_bytes=8 * GIB),)]),
+    why_not=st.sampled_from([{}, {}, {CLASSES[2]: "its attention has no kernel for it"}]),
 )
 
 
@@ -115,13 +124,13 @@ def requests(draw: st.DrawFn) -> PlacementRequest:
         "image": st.just("own:1"),
         "engine": st.just("llama_cpp"),
     }
-    names = draw(st.lists(st.sampled_from(sorted(rarely)), max_size=2, unique=True))
+    names = draw(st.lists(st.sampled_from(sorted(rarely)), max_size=draw(st.sampled_from([0, 0, 1, 2])), unique=True))
     more = {"engine": "vllm", "engine_version": "", **{name: draw(rarely[name]) for name in names}}
     return request(
         labels=draw(labels),
         strategy=draw(st.sampled_from(["auto", "spread", "binpack"])),
         spread_by=draw(st.sampled_from([None, "rack"])),
-        multi_host=draw(st.booleans()),
+        multi_host=draw(st.sampled_from([True, True, False])),
         **more,
     )
 
