@@ -45,6 +45,7 @@ class Evaluator:
 
     services: Services
     hubs: HubFacts
+    fleet_age_s: float = FLEET_AGE_S
     _fleet: Fleet = field(default_factory=lambda: Fleet.of(()))
     _version: int = 0
     _busy: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -52,7 +53,7 @@ class Evaluator:
     _asked: dict[tuple[str, str], tuple[float, Found]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._reader = FleetReader(self.services.database, max_age_s=FLEET_AGE_S)
+        self._reader = FleetReader(self.services.database, max_age_s=self.fleet_age_s)
 
     async def answer(self, question: Question) -> Evaluation:
         """Raises InvalidInput and Unavailable."""
