@@ -52,11 +52,12 @@ def closest(gpus: Sequence[GpuView], free: Sequence[int], count: int) -> tuple[G
 def _grown(gpus: Sequence[GpuView], free: Sequence[int], order: Sequence[int], count: int) -> list[int]:
     apart = [[_cost(a, b) for b in gpus] for a in gpus]
     place = {n: at for at, n in enumerate(order)}
+    alone = [sum(sorted(row)[:count]) for row in apart]  # of two that are as far, the one that has others near it
     best: tuple[tuple[int, int, list[int]], list[int]] | None = None
     for start in order:
         chosen, far, total = [start], list(apart[start]), 0
         while len(chosen) < count:
-            nearest = min((n for n in order if n not in chosen), key=lambda n: (far[n], place[n]))
+            nearest = min((n for n in order if n not in chosen), key=lambda n: (far[n], alone[n], place[n]))
             total += far[nearest]
             chosen.append(nearest)
             far = [f + d for f, d in zip(far, apart[nearest], strict=True)]

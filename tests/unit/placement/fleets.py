@@ -62,11 +62,12 @@ def linked(gpus: tuple[GpuView, ...], *groups: tuple[int, ...]) -> tuple[GpuView
 
 
 def answer(asked: PlacementRequest, *hosts: HostView, needs: Needs | None = None, **more: Any) -> Decision | Refusal:
-    """With the needs that are guessed from the size of the file, on the hosts that have it."""
-    files = {h.host_id: h.model.size_bytes for h in hosts if h.model is not None}
-    guess = guessed(asked.spec, max(files.values(), default=0))
+    """Without ``needs``: those that are guessed from the size of the file, on the hosts that have it."""
     fleet = Fleet.of(hosts, asked.deployment)
-    return place(asked, needs if needs is not None else guess, fleet, **{"files": files.keys(), **more})
+    if needs is not None:
+        return place(asked, needs, fleet, **more)
+    files = {h.host_id: h.model.size_bytes for h in hosts if h.model is not None}
+    return place(asked, guessed(asked.spec, max(files.values(), default=0)), fleet, files=files.keys(), **more)
 
 
 def chosen(asked: PlacementRequest, *hosts: HostView, **more: Any) -> Seat:
