@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fleet.inventory import EngineBuild
 from fleet.placement.needs import Need
 from fleet.placement.request import Unplaceable
+from fleet.placement.view import Occupant
 from fleet.sizing.sizing import GpuClass
 
 
@@ -44,6 +45,17 @@ class Decision:
     @property
     def hosts(self) -> tuple[str, ...]:
         return tuple(seat.host_id for seat in self.seats)
+
+    def occupant(self, host_id: str) -> Occupant:
+        """As a host's view tells of the replica. ``host_id``: one of ``hosts``."""
+        seat = next(s for s in self.seats if s.host_id == host_id)
+        return Occupant(
+            instance_id=self.instance_id,
+            deployment=self.deployment,
+            gpu_bytes=tuple((uuid, seat.gpu_bytes) for uuid in seat.gpu_uuids),
+            ram_bytes=seat.ram_bytes,
+            hosts=len(self.seats),
+        )
 
 
 class Filter(StrEnum):

@@ -11,7 +11,7 @@ from fleet.placement.builds import Software
 from fleet.placement.decision import Decision, Seat
 from fleet.placement.links import islands, nodes
 from fleet.placement.table import Ints, Mask, Table
-from fleet.placement.view import GpuView, HostView, Occupant
+from fleet.placement.view import GpuView, HostView
 from fleet.sizing.sizing import GpuClass
 
 _HOST = {
@@ -184,7 +184,7 @@ class Fleet:
             ports_free=int(self.host["ports_free"][row]),
             gpus=tuple(replace(g, free_bytes=int(f)) for g, f in zip(known.gpus, free, strict=True)),
             replicas_of_deployment=known.replicas_of_deployment + mine,
-            occupants=known.occupants + tuple(_occupant(d, host_id) for d in taken),
+            occupants=known.occupants + tuple(d.occupant(host_id) for d in taken),
             deployment_labels={**{d.deployment: d.labels for d in taken}, **known.deployment_labels},
         )
 
@@ -402,15 +402,4 @@ def _same_cards(one: tuple[GpuView, ...], other: tuple[GpuView, ...]) -> bool:
     """But for what is free on them."""
     return len(one) == len(other) and all(
         replace(a, free_bytes=b.free_bytes, foreign_bytes=b.foreign_bytes) == b for a, b in zip(one, other, strict=True)
-    )
-
-
-def _occupant(decision: Decision, host_id: str) -> Occupant:
-    seat = next(s for s in decision.seats if s.host_id == host_id)
-    return Occupant(
-        instance_id=decision.instance_id,
-        deployment=decision.deployment,
-        gpu_bytes=tuple((uuid, seat.gpu_bytes) for uuid in seat.gpu_uuids),
-        ram_bytes=seat.ram_bytes,
-        hosts=len(decision.seats),
     )

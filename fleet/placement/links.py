@@ -43,10 +43,12 @@ def closest(gpus: Sequence[GpuView], free: Sequence[int], count: int) -> tuple[G
     Grown from each card in turn by the one that is nearest to those chosen: all sets would be too many on hosts with
     more than eight cards.
     """
+    listed = sorted(zip(gpus, free, strict=True), key=lambda pair: (pair[0].index, pair[0].uuid))
+    gpus, free = [gpu for gpu, _ in listed], [left for _, left in listed]
     order = sorted(range(len(gpus)), key=lambda n: (free[n], gpus[n].uuid))
     chosen = order[:count] if count in (1, len(gpus)) else _grown(gpus, free, order, count)
     first, node = islands(gpus), nodes(gpus)
-    return tuple(gpus[n] for n in sorted(chosen, key=lambda n: (first[n], node[n], gpus[n].index, gpus[n].uuid)))
+    return tuple(gpus[n] for n in sorted(chosen, key=lambda n: (first[n], node[n], n)))
 
 
 def _grown(gpus: Sequence[GpuView], free: Sequence[int], order: Sequence[int], count: int) -> list[int]:

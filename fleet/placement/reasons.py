@@ -112,9 +112,9 @@ def _by_reservation(found: Verdict, hosts: Mask) -> Iterator[tuple[Mask, str]]:
 def _of_hosts(found: Verdict, name: Filter, hosts: Mask) -> str:
     match name:
         case Filter.MEMORY:
-            return _short_of_memory(found, hosts)
+            return "too little room: it " + _short_of_memory(found, hosts)
         case Filter.COUNT:
-            return _too_few(found, hosts)
+            return "too few cards: it " + _too_few(found, hosts)
         case Filter.RAM:
             free = found.search.fleet.host["ram_free"]
             best = min(np.flatnonzero(hosts).tolist(), key=lambda row: (-free[row], found.search.fleet.order()[row]))
@@ -201,7 +201,8 @@ def _too_few(found: Verdict, hosts: Mask) -> str:
 
 
 def _short_of_memory(found: Verdict, hosts: Mask) -> str:
-    miss = max((m for m in found.misses if m.cards[hosts].any()), key=lambda m: _nearness(m, hosts))
+    enough = (m for m in found.misses if m.cards[hosts].max() >= m.option.need.shape.gpus_per_host)
+    miss = max(enough, key=lambda m: _nearness(m, hosts))
     most, need = int(miss.most_free[hosts].max()), miss.option.need
     if need.shape.gpus_per_host == 1:
         return f"{_needed(need)}; the best has {_gib(most)}"
