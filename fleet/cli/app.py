@@ -11,6 +11,7 @@ from fleet.cli import (
     deployments,
     doctor,
     drain,
+    evaluate,
     gpus,
     hosts,
     instances,
@@ -63,6 +64,7 @@ app.command(rich_help_panel=MODELS)(rollouts.revisions)
 app.command("instances", rich_help_panel=MODELS)(instances.list_instances)
 app.command(rich_help_panel=MODELS)(instances.logs)
 app.command(rich_help_panel=MODELS)(instances.retry)
+app.command(rich_help_panel=MODELS)(evaluate.evaluate)
 app.command(rich_help_panel=MODELS)(chat.chat)
 
 app.command(rich_help_panel=FLEET)(status.status)

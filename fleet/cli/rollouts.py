@@ -1,6 +1,5 @@
 """``update``, ``rollback``, ``revisions``, ``rollout``."""
 
-import json
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -39,7 +38,7 @@ def update(  # noqa: PLR0917 (options, by name)
 
     patch: Json = spec.read_document(file) if file else {}
     for assignment in assign or ():
-        _assign(patch.setdefault("spec", {}), assignment)
+        spec.assign(patch.setdefault("spec", {}), assignment)
     if not patch:
         raise WrongUsage("say what to change", hint="e.g. --set max_model_len=4096, or --file patch.json")
     follow(connect().patch(path_of("deployments", name), patch), wait, timeout, as_json)
@@ -109,24 +108,3 @@ def rollout(
             ("note", found["note"]),
         ]
     )
-
-
-def _assign(spec: Json, assignment: str) -> None:
-    """``rollout.strategy=canary`` into a nested patch."""
-    path, equals, text = assignment.partition("=")
-    *parents, last = path.split(".")
-    if not equals or not all((*parents, last)):
-        raise WrongUsage(f"{assignment!r} is not FIELD=VALUE", hint="e.g. --set rollout.strategy=canary")
-    for parent in parents:
-        spec = spec.setdefault(parent, {})
-        if not isinstance(spec, dict):
-            raise WrongUsage(f"{path!r} is inside of something that was set before", hint="set each field once")
-    spec[last] = _value(text)
-
-
-def _value(text: str) -> Any:
-    """JSON where it is, else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

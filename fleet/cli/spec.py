@@ -31,16 +31,22 @@ class DeployOptions:
 
 def read_document(source: str) -> Json:
     """A deployment as JSON from a file, or from stdin for ``-``. A bare spec is taken as one, too."""
+    document = read_json(source, "--file")
+    return document if "spec" in document else {"spec": document}
+
+
+def read_json(source: str, option: str) -> Json:
+    """The JSON object in a file, or on stdin for ``-``."""
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text()
         document = json.loads(text)
     except OSError as error:
-        raise WrongUsage(f"cannot read {source}: {error.strerror}", field="--file") from None
+        raise WrongUsage(f"cannot read {source}: {error.strerror}", field=option) from None
     except ValueError as error:
-        raise WrongUsage(f"{source} is not JSON: {error}", field="--file") from None
+        raise WrongUsage(f"{source} is not JSON: {error}", field=option) from None
     if not isinstance(document, dict):
-        raise WrongUsage(f"{source} holds no JSON object", field="--file")
-    return document if "spec" in document else {"spec": document}
+        raise WrongUsage(f"{source} holds no JSON object", field=option)
+    return document
 
 
 def build(name: str | None, document: Mapping[str, Any], options: DeployOptions) -> Json:
@@ -101,3 +107,24 @@ def parse_env(pairs: Sequence[str]) -> dict[str, str]:
             raise WrongUsage(f"{name} is not set here", field="--env", hint="--env NAME=VALUE, or export it first")
         parsed[name] = value if equals else os.environ[name]
     return parsed
+
+
+def assign(spec: Json, assignment: str) -> None:
+    """``rollout.strategy=canary`` into a nested patch."""
+    path, equals, text = assignment.partition("=")
+    *parents, last = path.split(".")
+    if not equals or not all((*parents, last)):
+        raise WrongUsage(f"{assignment!r} is not FIELD=VALUE", hint="e.g. --set rollout.strategy=canary")
+    for parent in parents:
+        spec = spec.setdefault(parent, {})
+        if not isinstance(spec, dict):
+            raise WrongUsage(f"{path!r} is inside of something that was set before", hint="set each field once")
+    spec[last] = _value(text)
+
+
+def _value(text: str) -> Any:
+    """JSON where it is, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

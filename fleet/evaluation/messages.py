@@ -164,7 +164,8 @@ def _tried(classes: Sequence[ClassView]) -> str:
 
 def _rental(view: ClassView, rental: Rental, price: Money) -> str:
     count = f"{rental.machines} × " if rental.machines > 1 else ""
-    return f"{count}{rental.instance_type} ({rental.cloud}, {rental.gpus} × {named(view.gpu)}), {money(price)}"
+    cards = "part of a" if rental.fraction else f"{rental.gpus} ×"
+    return f"{count}{rental.instance_type} ({rental.cloud}, {cards} {named(view.gpu)}), {money(price)}"
 
 
 def _replicas(count: int) -> str:

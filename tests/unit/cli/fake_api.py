@@ -103,6 +103,7 @@ class FakeApi:
     keys: list[Json] = field(default_factory=list)
     tokens: list[Json] = field(default_factory=list)
     audit: list[Json] = field(default_factory=list)
+    evaluation: Json = field(default_factory=dict)
     note: str = ""
     """Of join tokens."""
     gone_after: dict[str, int] = field(default_factory=dict)
@@ -183,6 +184,8 @@ class FakeApi:
             return JSONResponse({"instances": [i["id"] for i in self.instances]}, status_code=202)
         if path.startswith("gpus/"):
             return JSONResponse(self.gpus[0])
+        if path == "evaluations" and method == "POST":
+            return JSONResponse(self.evaluation)
         if path == "system/lost":
             return JSONResponse(self.lost)
         if path == "system/resync" and method == "POST":
