@@ -5,9 +5,11 @@ on its own queue ``host-<id>``.
 """
 
 from abc import ABC, abstractmethod
+from datetime import datetime
 
 from temporalio import activity
 
+from fleet.defragmentations import Defragmentation, DefragmentPlan, PlannedMove, Waiting
 from fleet.deployments import Deployment
 from fleet.gangs import Acceptance
 from fleet.hosts import Host, HostLease
@@ -170,6 +172,70 @@ class TrafficContract(ABC):
     @abstractmethod
     async def read_traffic(self, question: TrafficQuestion) -> TrafficReadings:
         """What the engines of two launches have answered so far."""
+
+
+class DefragmentQuestion(Record):
+    deployment: str
+    stay: tuple[str, ...] = ()
+    """Instances that could not be moved before."""
+    at_most: int = 4
+
+
+class MoveStart(Record):
+    waiting: Waiting
+    move: PlannedMove
+    until: datetime
+
+
+class MoveQuestion(Record):
+    waiting: str
+    """Instance id."""
+    moves: tuple[PlannedMove, ...]
+
+
+class MovesSeen(Record):
+    waits: bool
+    """It still finds no room."""
+    left: tuple[str, ...] = ()
+    """Instances that still are where they were."""
+
+
+class MoveEnd(Record):
+    waiting: str
+    moves: tuple[PlannedMove, ...] = ()
+    """That are called off: these instances stay."""
+
+
+class DefragmentationRecord(Record):
+    defragmentation: Defragmentation
+    run_id: str
+
+
+class DefragmentContract(ABC):
+    """Moving replicas so that one that waits finds room. All are idempotent."""
+
+    @activity.defn(name="plan_defragmentation")
+    @abstractmethod
+    async def plan_defragmentation(self, question: DefragmentQuestion) -> DefragmentPlan:
+        """Who waits, and which moves would make room for it. Wakes it when there is room without any."""
+
+    @activity.defn(name="begin_move")
+    @abstractmethod
+    async def begin_move(self, start: MoveStart) -> bool:
+        """Keep the room on both sides and ask for the replacement. False: the instance has moved on by itself."""
+
+    @activity.defn(name="look_at_moves")
+    @abstractmethod
+    async def look_at_moves(self, question: MoveQuestion) -> MovesSeen: ...
+
+    @activity.defn(name="end_moves")
+    @abstractmethod
+    async def end_moves(self, end: MoveEnd) -> None:
+        """Call these moves off; without any: nothing is kept for the one that waited any more."""
+
+    @activity.defn(name="record_defragmentation")
+    @abstractmethod
+    async def record_defragmentation(self, record: DefragmentationRecord) -> None: ...
 
 
 class HostContract(ABC):

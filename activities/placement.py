@@ -103,7 +103,7 @@ class PlacementActivities(PlacementContract):
     async def _place(self, request: PlacementRequest) -> PlaceResult:
         reason = "too many others place at the same time"
         for _ in range(_LOOKS):
-            asked = await self._question(request)
+            asked = await self.question(request)
             verdict = asked.answer()
             if isinstance(verdict, Refusal):
                 waits = await self._room.make_room(
@@ -120,7 +120,7 @@ class PlacementActivities(PlacementContract):
                 reason = str(lost)
         return PlaceResult(unplaceable=Unplaceable(reasons=(reason,)))
 
-    async def _question(self, request: PlacementRequest) -> Question:
+    async def question(self, request: PlacementRequest) -> Question:
         hosts = await self._hosts(request)
         labels = await self._labels(request.deployment, hosts)
         request = await self._room.with_priority(request.model_copy(update={"labels": labels}))

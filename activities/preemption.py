@@ -1,10 +1,11 @@
 """Making room for a replica that found none: who gives way is told so, and the room is kept meanwhile."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
+from typing import TypeAlias
 
 from sqlmodel import Session, col, func, select
 from temporalio.client import Client
@@ -29,6 +30,8 @@ from fleet.states import ClaimState, HostState, Maintenance
 
 _NAMED = 3
 
+Consider: TypeAlias = Callable[[PlacementRequest, Needs, Sequence[HostView]], Awaitable[bool]]
+
 
 @dataclass(frozen=True)
 class _Waits:
@@ -43,9 +46,13 @@ class RoomMaker:
     """Asked again, it says the same again and tells those who leave once more: whatever was lost in a crash is made
     up for when the nominee asks the next time."""
 
-    def __init__(self, database: Database, client: Client, *, drain: timedelta) -> None:
-        """``drain``: how long engines may finish requests. The room is kept for longer than that."""
+    def __init__(
+        self, database: Database, client: Client, *, drain: timedelta, consider: Consider | None = None
+    ) -> None:
+        """``drain``: how long engines may finish requests. The room is kept for longer than that. ``consider``: whether
+        replicas are moved instead, where nobody gives way."""
         self._database = database
+        self._consider = consider
         self._client = client
         self._kept_for = 2 * drain + timedelta(minutes=2)
 
@@ -76,18 +83,31 @@ class RoomMaker:
             await self.tell(waits.leavers)
             return Unplaceable(reasons=(_text(waits.leavers, hosts),))
         if not await self._database.aread(lambda s: _entitled(s, request.deployment)):
-            return refusal
+            return await self._perhaps_moved(request, needs, hosts, refusal)
         standing = await self._database.aread(lambda s: standings(s, now))
         plan = await asyncio.to_thread(plan_preemption, request, needs, hosts, standing, best)
         if plan is None:
             why_not = kept(request, hosts, standing)
-            return Unplaceable(reasons=(*refusal.reasons, why_not)) if why_not else refusal
+            refusal = Unplaceable(reasons=(*refusal.reasons, why_not)) if why_not else refusal
+            return await self._perhaps_moved(request, needs, hosts, refusal)
         return await self._carry_out(request, hosts, plan, refusal)
+
+    async def _perhaps_moved(
+        self, request: PlacementRequest, needs: Needs, hosts: Sequence[HostView], refusal: Unplaceable
+    ) -> Unplaceable:
+        if self._consider is None or not await self._consider(request, needs, hosts):
+            return refusal
+        return Unplaceable(reasons=(*refusal.reasons, "others are being moved for it: see `holdfast defragment`"))
 
     async def tell(self, leavers: Iterable[Leaver]) -> None:
         """Their deployments hear that they go, and why. A level: twice is once."""
         by_deployment = groupby(sorted(leavers, key=_by), key=_by)
         await asyncio.gather(*(self._tell(name, by, why, list(some)) for (name, by, why), some in by_deployment))
+
+    async def let_stay(self, instances: Iterable[tuple[str, str]], reason: str) -> None:
+        """(Deployment, instance id) of those that were asked to go for this reason and may stay."""
+        for deployment, instance_id in instances:
+            await self._signal(deployment, InstancesLeave(instance_ids=(instance_id,), reason=reason, stay=True))
 
     async def _carry_out(
         self, request: PlacementRequest, hosts: Sequence[HostView], plan: Preemption, refusal: Unplaceable
@@ -107,7 +127,10 @@ class RoomMaker:
         return Unplaceable(reasons=(_text((*leavers, *map(_as_leaver, plan.leaving)), hosts),))
 
     async def _tell(self, deployment: str, by: datetime | None, reason: str, leavers: list[Leaver]) -> None:
-        leave = InstancesLeave(instance_ids=tuple(x.instance_id for x in leavers), reason=reason, by=by)
+        these = tuple(x.instance_id for x in leavers)
+        await self._signal(deployment, InstancesLeave(instance_ids=these, reason=reason, by=by))
+
+    async def _signal(self, deployment: str, leave: InstancesLeave) -> None:
         handle = self._client.get_workflow_handle(ids.deployment_workflow(deployment))
         try:
             await handle.signal(ids.LEAVE_SIGNAL, leave)

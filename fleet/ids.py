@@ -18,6 +18,10 @@ def host_workflow(host_id: str) -> str:
     return f"host/{host_id}"
 
 
+def defragment_workflow(deployment: str) -> str:
+    return f"defragment/{deployment}"
+
+
 def host_queue(host_id: str) -> str:
     return f"host-{host_id}"
 
@@ -29,6 +33,7 @@ WORKFLOW_TASK_TIMEOUT = timedelta(seconds=5)
 DEPLOYMENT_WORKFLOW = "DeploymentWorkflow"
 INSTANCE_WORKFLOW = "InstanceWorkflow"
 HOST_WORKFLOW = "HostWorkflow"
+DEFRAGMENT_WORKFLOW = "DefragmentWorkflow"
 
 CHANGE_UPDATE = "change"
 DELETE_UPDATE = "delete"
@@ -38,6 +43,7 @@ APPROVE_RETRY_UPDATE = "approve_retry"
 REGISTER_UPDATE = "register"
 FORGET_UPDATE = "forget"
 MAINTAIN_UPDATE = "maintain"
+STOP_DEFRAGMENTING_UPDATE = "stop"
 APPROVE_REPLACEMENT_UPDATE = "approve_replacement"
 
 ENGINE_REPORTED_SIGNAL = "engine_reported"

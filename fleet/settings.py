@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     modelscope_token: SecretStr | None = None
     """The same for ModelScope."""
 
+    defragment: Literal["auto", "off"] = "auto"
+    """Move replicas of others when one waits for room that is there, but in pieces; ``off``: only when a person asks
+    (`holdfast defragment`)."""
+
     audit_keep_days: int = Field(default=90, ge=1, le=36_500)
     """Days for which the audit log is kept."""
     audit_keep_rows: int = Field(default=100_000, ge=1000, le=100_000_000)

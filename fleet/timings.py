@@ -41,3 +41,18 @@ class Timings(Record):
     """this."""
     resync: timedelta = timedelta(minutes=10)
     """How often a deployment looks for children that ended without a word."""
+    defragment_after: timedelta = timedelta(seconds=60)
+    """How old a replica without room must be before others are moved for it by themselves."""
+    defragment_again: timedelta = timedelta(minutes=10)
+    """How long after a defragmentation that ended without success the next one is begun by itself."""
+    most_moves: int = 4
+    """More replicas are not moved for one that waits."""
+    moves_at_once: int = 1
+    move_pause: timedelta = timedelta(seconds=10)
+    """Between the end of one move and the beginning of the next."""
+    move_look: timedelta = timedelta(seconds=5)
+    """How soon a defragmentation looks how far its moves are; then twice as long each time, up to"""
+    longest_move_look: timedelta = timedelta(seconds=60)
+    """this."""
+    move_deadline: timedelta = timedelta(minutes=45)
+    """A replica that has not been replaced within this stays where it is: longer than a start may take."""

@@ -21,6 +21,7 @@ from fleet import ids
 from fleet.rollouts import Steering
 from tests.workflows import test_breaker as breaker
 from tests.workflows import test_continue_as_new as as_new
+from tests.workflows import test_defragment as defragment
 from tests.workflows import test_delete as deleting
 from tests.workflows import test_gang as gangs
 from tests.workflows import test_host as hosts
@@ -204,6 +205,14 @@ SCENARIOS = [
         as_new.test_registration_just_before_a_host_goes_on_as_new_is_not_forgotten,
         short=True,
     ),
+    Scenario("defragment/moved", defragment.test_a_replica_is_moved_and_the_one_that_waits_gets_the_whole_host),
+    Scenario("defragment/nobody_waits", defragment.test_nobody_waits_so_nothing_is_done),
+    Scenario("defragment/no_plan", defragment.test_without_a_plan_it_says_why_and_keeps_nothing),
+    Scenario("defragment/stopped", defragment.test_a_person_stops_it_and_who_was_moving_stays),
+    Scenario("defragment/cancelled", defragment.test_cancelled_in_temporals_ui_it_stops_in_order),
+    Scenario("defragment/too_slow", defragment.test_a_move_that_takes_too_long_is_called_off_and_another_one_tried),
+    Scenario("defragment/room_elsewhere", defragment.test_it_ends_when_the_replica_finds_room_elsewhere),
+    Scenario("defragment/continued_as_new", defragment.test_it_goes_on_as_new_with_its_moves_under_way, short=True),
 ]
 
 

@@ -12,9 +12,11 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.breaker import BreakerActivities
+from activities.defragment import DefragmentActivities, DefragmentationStarter
 from activities.fleet_state import FleetActivities
 from activities.gpus import GpuActivities
 from activities.placement import PlacementActivities
+from activities.preemption import RoomMaker
 from activities.projections import ProjectionActivities
 from activities.traffic import TrafficActivities
 from activities.waiting import WaitingInstances
@@ -38,7 +40,10 @@ log = logging.getLogger("holdfast.controller")
 
 def build_worker(client: Client, database: Database, settings: Settings, hosts: HostClient) -> Worker:
     waiting = WaitingInstances(database, client)
-    placement = PlacementActivities(database, ModelFiles(hosts), master_sealer_of(settings), waiting)
+    starter = DefragmentationStarter(database, client, settings.timings, enabled=settings.defragment == "auto")
+    room = RoomMaker(database, client, drain=settings.timings.drain, consider=starter.consider)
+    placement = PlacementActivities(database, ModelFiles(hosts), master_sealer_of(settings), waiting, room)
+    defragment = DefragmentActivities(database, placement.question, room, waiting)
     projections = ProjectionActivities(database)
     fleet = FleetActivities(database, client, waiting)
     gpus = GpuActivities(database)
@@ -64,6 +69,11 @@ def build_worker(client: Client, database: Database, settings: Settings, hosts: 
             gpus.note_gpu_fault,
             breaker.may_replace,
             traffic.read_traffic,
+            defragment.plan_defragmentation,
+            defragment.begin_move,
+            defragment.look_at_moves,
+            defragment.end_moves,
+            defragment.record_defragmentation,
         ],
         workflow_runner=workflow_runner(),
         max_cached_workflows=5000,

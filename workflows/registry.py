@@ -2,11 +2,12 @@
 
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from workflows.defragment import DefragmentWorkflow
 from workflows.deployment import DeploymentWorkflow
 from workflows.host import HostWorkflow
 from workflows.instance import InstanceWorkflow
 
-WORKFLOWS = [DeploymentWorkflow, InstanceWorkflow, HostWorkflow]
+WORKFLOWS = [DeploymentWorkflow, InstanceWorkflow, HostWorkflow, DefragmentWorkflow]
 
 
 def workflow_runner() -> SandboxedWorkflowRunner:

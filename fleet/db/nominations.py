@@ -7,6 +7,7 @@ again, the same is true. It ends when the nominee is placed, is gone, or does no
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from sqlalchemy import delete, text
 from sqlmodel import Session, col, select
@@ -49,10 +50,29 @@ class Leaver:
     priority: int
 
 
-def nominate(session: Session, nominee: Nominee, decision: Decision, expires_at: datetime) -> None:
-    """Keep what ``decision`` takes for ``nominee``, instead of whatever was kept for it before."""
+class Room(Protocol):
+    """On one host."""
+
+    @property
+    def host_id(self) -> str: ...
+    @property
+    def gpu_uuids(self) -> tuple[str, ...]: ...
+    @property
+    def gpu_bytes(self) -> int: ...
+    @property
+    def ram_bytes(self) -> int: ...
+
+
+def nominate(session: Session, nominee: Nominee, room: Iterable[Room], expires_at: datetime) -> None:
+    """Keep ``room`` for ``nominee``, instead of whatever was kept for it and whoever went for it before."""
     end(session, nominee.name)
-    for seat in decision.seats:
+    keep(session, nominee, room, expires_at)
+
+
+def keep(session: Session, nominee: Nominee, room: Iterable[Room], expires_at: datetime) -> None:
+    """As ``nominate``; those who go for it still do."""
+    session.execute(delete(NominationRow).where(col(NominationRow.nominee) == nominee.name))
+    for seat in room:
         for uuid, size in (*((u, seat.gpu_bytes) for u in seat.gpu_uuids), ("", seat.ram_bytes)):
             if size:
                 session.add(
@@ -84,7 +104,7 @@ def preempt(
     _one_at_a_time(session)
     expire(session, now)
     _check(session, nominee.priority, victims, now)
-    nominate(session, nominee, decision, until)
+    nominate(session, nominee, decision.seats, until)
     for victim in sorted(victims, key=lambda v: v.instance_id):
         reason = f"gives way to {nominee.name} (priority {level(nominee.priority)})"
         evict(session, nominee.name, victim, reason, until=until, by=now)
@@ -109,6 +129,22 @@ def evict(
     session.add(
         AuditRow(actor=f"instance:{nominee}", action=action, target=victim.instance_id, outcome="done", reason=reason)
     )
+
+
+def move(
+    session: Session, nominee: Nominee, tenant: Tenant, room: Iterable[Room], *, reason: str, until: datetime
+) -> bool:
+    """Note that ``tenant`` is moved to ``room`` for ``nominee``, and keep that for its replacement. False, and nothing
+    is noted, when it has moved on or goes for somebody else. Twice is once."""
+    known = session.get(EvictionRow, tenant.instance_id)
+    if known is not None and known.nominee != nominee.name:
+        return False
+    if (tenant.instance_id, tenant.fence) not in held(session, [tenant.instance_id]):
+        return False
+    replacement = Nominee(MOVE + tenant.instance_id, tenant.deployment, tenant.priority)
+    nominate(session, replacement, room, until)
+    evict(session, nominee.name, tenant, reason, until=until)
+    return True
 
 
 def leavers(session: Session, nominee: str, now: datetime) -> list[Leaver]:
@@ -142,7 +178,7 @@ def nominated(session: Session, instance_id: str, deployment: str, priority: int
     mine = [r for r in rows if _may_use(r, instance_id, deployment)]
     others = [r for r in rows if r.priority >= priority and r not in mine]
     return Nominated(
-        bytes_on=_beyond_what_is_held(session, others, evicted),
+        bytes_on=_beyond_what_isheld(session, others, evicted),
         leaving=frozenset(e.instance_id for e in evicted if e.by is not None),
         bound_for=tuple(sorted({r.host_id for r in mine if r.nominee.startswith(MOVE)})),
     )
@@ -154,7 +190,7 @@ def _may_use(row: NominationRow, instance_id: str, deployment: str) -> bool:
     return row.nominee == instance_id
 
 
-def _beyond_what_is_held(
+def _beyond_what_isheld(
     session: Session, kept: Iterable[NominationRow], evicted: Iterable[EvictionRow]
 ) -> dict[tuple[str, str], int]:
     fences = {e.instance_id: e for e in evicted}
@@ -215,14 +251,15 @@ def _check(session: Session, taker: int, victims: Collection[Tenant], now: datet
     ids = [v.instance_id for v in victims]
     if session.exec(select(EvictionRow.instance_id).where(col(EvictionRow.instance_id).in_(ids))).first():
         raise PlanIsStale("one of them goes for somebody else already")
-    held = session.exec(
-        select(ClaimRow.instance_id, ClaimRow.fence).where(
-            col(ClaimRow.instance_id).in_(ids), ClaimRow.state != ClaimState.RELEASING
-        )
-    ).all()
-    if missing := {(v.instance_id, v.fence) for v in victims} - set(held):
+    if missing := {(v.instance_id, v.fence) for v in victims} - held(session, ids):
         raise PlanIsStale(f"{min(missing)[0]} has moved on")
     _check_floors(session, taker, ids, now)
+
+
+def held(session: Session, ids: Collection[str]) -> set[tuple[str, int]]:
+    """(Instance, fence) of placements that are not given up."""
+    query = select(ClaimRow.instance_id, ClaimRow.fence).where(ClaimRow.state != ClaimState.RELEASING)
+    return set(session.exec(query.where(col(ClaimRow.instance_id).in_(ids))).all())
 
 
 def _check_floors(session: Session, taker: int, ids: Collection[str], now: datetime) -> None:

@@ -5,7 +5,7 @@ from sqlmodel import Session, col, select
 
 from fleet.db import nominations, registry
 from fleet.db import traffic as counted_traffic
-from fleet.db.tables import DeploymentRow, EndpointRow, InstanceRow, now
+from fleet.db.tables import DefragmentationRow, DeploymentRow, EndpointRow, InstanceRow, now
 from fleet.deployment_status import message, phase, ready_replicas, rollout_view, traffic
 from fleet.deployments import Deployment
 from fleet.instances import Instance
@@ -40,6 +40,7 @@ def forget_deployment(session: Session, name: str, run_id: str) -> None:
     )
     if gone.rowcount:  # type: ignore[attr-defined]
         counted_traffic.forget(session, name)
+        session.execute(delete(DefragmentationRow).where(col(DefragmentationRow.deployment) == name))
         registry.bump(session)
 
 

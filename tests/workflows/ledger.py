@@ -69,6 +69,10 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
     def __init__(self, client: Client) -> None:
         self._client = client
         self.room: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
+        """Places that a replica takes, by deployment; one, if it is not named."""
+        self.bound_for: dict[str, str] = {}
+        """Hosts that are kept for the next replica, by deployment."""
         self.gpus: dict[str, tuple[str, ...]] = {}
         """By host: what each replica there gets."""
         self.hosts_per_replica = 1
@@ -124,14 +128,17 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
                 return PlaceResult(placement=known.placement)
         open_ = {h for h in self.room if self._takes_work(h)}
         tried = open_.difference(request.excluded_hosts) or open_
-        free = {h: self._free(h) for h in tried if self._free(h) > 0}
+        size = self.sizes.get(request.deployment, 1)
+        free = {h: self._free(h) for h in tried if self._free(h) >= size}
         if len(free) < self.hosts_per_replica:
-            free = {h: self._free(h) for h in open_ if self._free(h) > 0}
+            free = {h: self._free(h) for h in open_ if self._free(h) >= size}
         if len(free) < self.hosts_per_replica:
             return PlaceResult(unplaceable=Unplaceable(reasons=("no host has room",)))
-        chosen = sorted(sorted(free), key=lambda h: free[h], reverse=True)[: self.hosts_per_replica]
+        bound_for = self.bound_for.pop(request.deployment, "")
+        order = sorted(sorted(free), key=lambda h: (h == bound_for, free[h]), reverse=True)
+        chosen = order[: self.hosts_per_replica]
         leader, *followers = (self._member(request, host_id) for host_id in chosen)
-        placement = Placement(**leader.model_dump(), memory_bytes=1, followers=tuple(followers))
+        placement = Placement(**leader.model_dump(), memory_bytes=size, followers=tuple(followers))
         self.claims.append(Claim(request.instance_id, request.fence, placement))
         return PlaceResult(placement=placement)
 
@@ -145,7 +152,7 @@ class FakeFleet(PlacementContract, ProjectionContract, FleetContract, BreakerCon
         )
 
     def _free(self, host_id: str) -> int:
-        return self.room[host_id] - sum(c.holds(host_id) for c in self.claims)
+        return self.room[host_id] - sum(c.placement.memory_bytes for c in self.claims if c.holds(host_id))
 
     def _takes_work(self, host_id: str) -> bool:
         known = self.hosts.get(host_id)

@@ -13,6 +13,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from fleet import ids
+from fleet.defragmentations import Defragmentation
 from fleet.deployments import Accepted, Deployment, DeploymentChange
 from fleet.engines.spec import EngineSpec
 from fleet.hosts import Host, HostRegistered
@@ -20,9 +21,11 @@ from fleet.instances import Instance
 from fleet.specs import DeploymentSpec, ModelSource
 from fleet.states import InstanceState
 from fleet.timings import Timings
+from tests.workflows.defragmenter import FakeDefragmenter
 from tests.workflows.hosts import FakeEngine, FakeHost
 from tests.workflows.ledger import FakeFleet
 from tests.workflows.server import IDENTITY
+from workflows.defragment import DefragmentWorkflow
 from workflows.deployment import DeploymentWorkflow
 from workflows.host import HostWorkflow
 from workflows.instance import InstanceWorkflow
@@ -40,6 +43,9 @@ QUICK = Timings(
     drain_look=timedelta(hours=1),
     longest_drain_look=timedelta(hours=1),
     surge_patience=timedelta(milliseconds=100),
+    move_pause=timedelta(milliseconds=20),
+    move_look=timedelta(milliseconds=50),
+    longest_move_look=timedelta(milliseconds=200),
 )
 """Nothing that a test wants to see waits long; what it does not want to see (asking again by itself) takes hours."""
 
@@ -52,6 +58,7 @@ class World:
         self.client = environment.client
         self.queue = f"control-{uuid4().hex[:8]}"
         self.fleet = FakeFleet(self.client)
+        self.defragmenter = FakeDefragmenter(self.client, self.fleet)
         self.hosts: list[FakeHost] = []
         self.started: list[str] = []
         """Ids of the workflows that were started from outside, oldest first."""
@@ -90,6 +97,11 @@ class World:
                 f.note_gpu_fault,
                 f.may_replace,
                 f.read_traffic,
+                self.defragmenter.plan_defragmentation,
+                self.defragmenter.begin_move,
+                self.defragmenter.look_at_moves,
+                self.defragmenter.end_moves,
+                self.defragmenter.record_defragmentation,
             ],
             workflow_runner=workflow_runner(),
             workflow_failure_exception_types=[Exception],
@@ -241,6 +253,20 @@ class World:
         await asyncio.wait_for(self.deployment(name).result(), WITHIN_S)
         assert name not in self.fleet.deployments
         assert self.fleet.of(name) == []
+
+    # -- defragmentations -------------------------------------------------------------------------------------
+
+    async def defragment(self, name: str, timings: Timings = QUICK) -> WorkflowHandle[DefragmentWorkflow, str]:
+        workflow_id = ids.defragment_workflow(name)
+        self.started.append(workflow_id)
+        with self.environment.with_time_skipping_disabled():
+            return await self.client.start_workflow(
+                DefragmentWorkflow.run,
+                Defragmentation(deployment=name, started_at=datetime.now(UTC), timings=timings),
+                id=workflow_id,
+                task_queue=self.queue,
+                static_summary=f"make room for {name}",
+            )
 
     # -- instances --------------------------------------------------------------------------------------------
 

@@ -2,13 +2,15 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
+from temporalio.client import Client
 
 from activities import placement
 from activities.placement import PlacementActivities
+from activities.preemption import RoomMaker
 from activities.waiting import WaitingInstances
 from fleet.access.sealing import master_sealer
 from fleet.db import claims
@@ -86,8 +88,9 @@ async def place(database: Database, fence: int = 1, **changes: Any) -> PlaceResu
             placement=PlacementSpec(gpus_per_replica=0),
         ),
     )
+    room = RoomMaker(database, cast(Client, None), drain=timedelta(seconds=1))
     placing = PlacementActivities(
-        database, cast(ModelFiles, EveryFile()), master_sealer("x"), cast(WaitingInstances, None)
+        database, cast(ModelFiles, EveryFile()), master_sealer("x"), cast(WaitingInstances, None), room
     )
     return await placing.place_instance(request.model_copy(update=changes))
 

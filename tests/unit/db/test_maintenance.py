@@ -11,6 +11,7 @@ from activities.breaker import BreakerActivities
 from activities.contracts import HostId, InstanceId, ReleaseRequest
 from activities.fleet_state import FleetActivities
 from activities.placement import PlacementActivities
+from activities.preemption import RoomMaker
 from activities.projections import ProjectionActivities
 from activities.waiting import WaitingInstances
 from fleet.access.sealing import master_sealer
@@ -136,7 +137,8 @@ async def test_host_in_maintenance_hears_of_claims_that_are_given_back(database:
     fake = FakeClient()
     client = cast(Client, fake)
     waiting = WaitingInstances(database, client)
-    placement = PlacementActivities(database, cast(ModelFiles, None), master_sealer("x"), waiting)
+    room = RoomMaker(database, client, drain=timedelta(seconds=1))
+    placement = PlacementActivities(database, cast(ModelFiles, None), master_sealer("x"), waiting, room)
     for host_id in ("h2", "h1"):
         request = ReleaseRequest(instance_id=f"chat/1-{host_id}", fence=1, engine_gone=engine_gone)
         await placement.release_claim(request)

@@ -203,7 +203,7 @@ def test_planning_again_replaces_what_was_kept(full: Database) -> None:
 
 def test_a_replacement_is_bound_for_the_host_that_is_kept_for_it(full: Database) -> None:
     mover = Nominee(MOVE + "low/1", "low", 0)
-    full.write(lambda s: nominations.nominate(s, mover, decision("h2", ram=30), SOON))
+    full.write(lambda s: nominations.nominate(s, mover, decision("h2", ram=30).seats, SOON))
     assert seen(full, "low/9", priority=0).bound_for == ("h2",)
     assert seen(full, "low/9", priority=0).bytes_on == {}
     assert seen(full, "low/1", priority=0).bound_for == (), "not the one that is moved itself"
@@ -218,7 +218,7 @@ def test_one_that_may_stay_is_neither_leaving_nor_replaced(full: Database) -> No
     mover = Nominee(MOVE + "low/1", "low", 0)
 
     def move(session: Session) -> None:
-        nominations.nominate(session, mover, decision("h2", ram=30), SOON)
+        nominations.nominate(session, mover, decision("h2", ram=30).seats, SOON)
         nominations.evict(session, "high/1", tenant("low/1"), "is moved", until=SOON)
 
     full.write(move)
