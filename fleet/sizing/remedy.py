@@ -19,6 +19,11 @@ def limit_of(plan: Plan) -> str:
     share, budget = question.workload.utilization, needs.budget
     if share is not None and budget is not None and budget.taken(share) > plan.limit:
         return f"a utilization of {share} is {_gib(budget.taken(share))} of each GPU; {_gib(plan.limit)} may be booked"
+    ran_out = question.too_big
+    if ran_out is not None and replace(plan, question=replace(question, too_big=None)).asked() is not None:
+        return (
+            f"it ran out of memory at its start with {_gib(ran_out)}, and no more than {_gib(plan.limit)} may be booked"
+        )
     requests = question.workload.concurrency or 1
     terms = {**needs.fixed(context), **needs.outside(context), "kv_cache": needs.kv(context, requests)}
     if question.on_cpu:
@@ -120,8 +125,8 @@ def _scaled(facts: ModelFacts, by: float) -> ModelFacts:
     """As if every tensor were stored in fewer bits."""
     weights = tuple(w.model_copy(update={"bytes": int(w.bytes * by)}) for w in facts.weights)
     blocks = tuple(int(size * by) for size in facts.layer_bytes)
-    size = int(facts.file_bytes * by)
-    return facts.model_copy(update={"weights": weights, "layer_bytes": blocks, "file_bytes": size})
+    sizes = {name: int(getattr(facts, name) * by) for name in ("file_bytes", "largest_file_bytes")}
+    return facts.model_copy(update={"weights": weights, "layer_bytes": blocks, **sizes})
 
 
 def _divisible(facts: ModelFacts, shape: Shape) -> str:

@@ -49,7 +49,8 @@ class Custom:
         return self.sequences
 
     def ram(self, context: int, requests: int) -> Terms:
-        return {"engine": _RAM, "loading": self.question.facts.largest_file_bytes}
+        loading = {} if self.question.on_cpu else {"loading": self.question.facts.largest_file_bytes}
+        return {"engine": _RAM, **loading}
 
     def error(self, terms: Terms) -> int:
         return MOST_ERROR

@@ -63,7 +63,10 @@ class Sglang:
 
     def ram(self, context: int, requests: int) -> Terms:
         question, shape = self.question, self.question.shape
-        terms = {"engine": _RAM + _RAM_OF_RANK * shape.gpus_per_host, "loading": question.facts.largest_file_bytes}
+        terms = {"engine": _RAM + _RAM_OF_RANK * shape.gpus_per_host}
+        if not question.on_cpu:
+            # Pages of the file that is just read; on CPUs the weights themselves are counted, and no file twice.
+            terms["loading"] = question.facts.largest_file_bytes
         if shape.gpus > 1:
             terms["shared_memory"] = _SHARED_MEMORY
         if question.workload.kv_offload_bytes:
