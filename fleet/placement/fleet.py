@@ -36,6 +36,7 @@ _GPU = {
     "node": np.int64,
 }
 T = TypeVar("T")
+K = TypeVar("K")
 _ClassKey = tuple[AcceleratorKind, str, int, str, bool]
 
 
@@ -195,9 +196,6 @@ class Fleet:
         """If nothing ran anywhere. How many ports a host has is known to nobody here."""
         ports = np.full(self.host.size, np.iinfo(np.int64).max)
         return Room(self.gpu["total"], self.host["ram_total"], ports)
-
-    def row(self, host_id: str) -> int | None:
-        return self._rows.get(host_id)
 
     def rows(self, host_ids: Iterable[str]) -> Mask:
         """Those of ``host_ids`` that are known."""
@@ -375,9 +373,6 @@ class Fleet:
     def _forget_order(self) -> None:
         self._order = None
         self._labels = {}
-
-
-K = TypeVar("K")
 
 
 def _code(codes: dict[K, int], key: K, values: list[T], value: T) -> int:

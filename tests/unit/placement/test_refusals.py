@@ -44,10 +44,8 @@ def test_large_fleet_is_told_cause_by_cause_with_counts_and_the_nearest_miss() -
 def test_nearest_miss_for_several_cards_is_the_host_that_has_most_of_them() -> None:
     fleet = [h100(f"h{n}", *[70 * GIB] * (n % 4), *[GIB] * 4) for n in range(12)]
     [reason] = told(*fleet, needs=Needs.constant(62 * GIB, 4)).reasons
-    assert (
-        reason
-        == "12 of 12 hosts: too little room: it needs 4 GPUs with 62.0 GiB free, 3 at most there have; the best has 70.0 GiB"
-    )
+    told_of_memory = "it needs 4 GPUs with 62.0 GiB free, 3 at most there have; the best has 70.0 GiB"
+    assert reason == f"12 of 12 hosts: too little room: {told_of_memory}"
 
 
 def test_hosts_count_for_how_far_they_got_with_the_best_way_to_run_it() -> None:
