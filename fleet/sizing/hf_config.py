@@ -22,6 +22,8 @@ from fleet.sizing.json_fields import Fields
 _EMPTY = Fields({}, "")
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_DECODER_LAYERS = ("num_decoder_layers", "decoder_layers", *_LAYERS)
+"""``num_hidden_layers`` of models with an encoder are the encoder's."""
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "num_heads")
 _FFN = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim")
@@ -100,7 +102,7 @@ def facts_of_config(docs: Documents) -> ModelFacts:
     """Without weights, files and fingerprint. Raises ReadError."""
     config, text = docs.config, text_of(docs.config)
     architecture = next(iter(config.texts("architectures") or text.texts("architectures")), "")
-    total = text.need(*_LAYERS)
+    total = text.need(*(_DECODER_LAYERS if config.flag("is_encoder_decoder") else _LAYERS))
     if total > MOST_LAYERS:
         raise ReadError(ReadProblem.MALFORMED, f"config.json says {total:,} layers", "the file is damaged")
     layers, notes = _layers(config, text, total)

@@ -91,6 +91,20 @@ async def test_model_that_no_host_can_run_is_refused(
     assert world.workflows.deployments == {}
 
 
+async def test_reason_and_remedy_are_those_of_the_reader(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host()
+    world.files.facts = {"h1": TEXT}
+    said = (await make(api)).json()
+    assert (said["detail"], said["hint"]) == ("/m is not a GGUF file (asked: h1-name)", "name another")
+
+
+async def test_one_host_that_can_read_the_model_is_enough(world: World, api: httpx.AsyncClient) -> None:
+    world.add_host()
+    world.add_host("h2", "2")
+    world.files.facts = {"h1": TEXT}
+    assert (await make(api)).status_code == 201
+
+
 async def test_one_host_with_the_model_is_enough(world: World, api: httpx.AsyncClient) -> None:
     world.add_host()
     world.add_host("h2", "2")

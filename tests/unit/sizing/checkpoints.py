@@ -11,7 +11,8 @@ from typing import Any
 
 from fleet.sizing.facts import ModelFacts
 from fleet.sizing.read import read_local
-from tests.unit.sizing.architectures import Checkpoint, Weight, build
+from tests.unit.sizing.architectures import build
+from tests.unit.sizing.decoders import Checkpoint, Weight
 
 MODELS: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "data" / "model_configs.json").read_text("utf-8")

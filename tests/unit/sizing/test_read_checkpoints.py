@@ -4,8 +4,8 @@ import pytest
 
 from fleet.sizing.facts import Format, LayerKind, Quantization, Role, State, Task, Vision
 from fleet.sizing.roles import role_of
-from tests.unit.sizing.architectures import Checkpoint
 from tests.unit.sizing.checkpoints import MODELS, checkpoint_of, facts_of
+from tests.unit.sizing.decoders import Checkpoint
 
 BESIDE = (Role.VISION, Role.MTP)
 

@@ -121,6 +121,36 @@ def test_kimi_linear() -> None:
     assert kinds(found) == {MLA: 2, STATE: 6}
 
 
+def test_decoder_that_is_shorter_than_its_encoder() -> None:
+    found = facts(
+        architectures=["WhisperForConditionalGeneration"],
+        model_type="whisper",
+        is_encoder_decoder=True,
+        d_model=1280,
+        hidden_size=None,
+        encoder_layers=32,
+        decoder_layers=4,
+        decoder_attention_heads=20,
+        num_attention_heads=None,
+        max_source_positions=1500,
+        max_target_positions=448,
+        max_position_embeddings=None,
+    )
+    assert (found.layers_total, found.encoder_layers, found.context, found.task) == (4, 32, 448, Task.TRANSCRIBE)
+    assert {g.kind: (g.count, g.window) for g in found.layers} == {FULL: (4, 0), LayerKind.CROSS: (4, 1500)}
+
+
+def test_small_gemma_says_next_to_nothing() -> None:
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024}
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    found = facts_of_config(Documents(config=Fields(config, "config.json")))
+    assert (found.heads, found.vocab, found.context) == (8, 262208, 131072)
+    assert [(g.kind, g.count, g.kv_heads, g.key_dim) for g in found.layers] == [
+        (FULL, 5, 4, 256),
+        (SLIDING, 29, 4, 256),
+    ]
+
+
 def test_unknown_state_is_said() -> None:
     found = facts(layer_types=["recurrent"] * 32)
     assert found.layers[0].state is None

@@ -9,8 +9,8 @@ import pytest
 from fleet.sizing.facts import Format, Role, Task
 from fleet.sizing.files import ReadError, ReadProblem
 from fleet.sizing.read import read_local
-from tests.unit.sizing.architectures import Checkpoint, Weight
 from tests.unit.sizing.checkpoints import checkpoint_of, facts_of, write, write_safetensors
+from tests.unit.sizing.decoders import Checkpoint, Weight
 
 SMALL = "Qwen/Qwen3-0.6B"
 

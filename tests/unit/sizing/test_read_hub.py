@@ -18,8 +18,8 @@ from fleet.sizing.hub import read_hub
 from fleet.sizing.hubs import Source, hub_of
 from fleet.sizing.read import read_local
 from tests.engine_fixtures import find_small_model, one_installer
-from tests.unit.sizing.architectures import Weight
 from tests.unit.sizing.checkpoints import checkpoint_of, facts_of, write, write_safetensors
+from tests.unit.sizing.decoders import Weight
 from tests.unit.sizing.hub_stand_in import COMMIT, Repo, open_hub
 
 SMALL = "Qwen/Qwen3-0.6B"

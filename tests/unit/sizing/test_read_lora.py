@@ -10,8 +10,8 @@ import pytest
 
 from fleet.sizing.files import ReadError, ReadProblem
 from fleet.sizing.lora import read_lora
-from tests.unit.sizing.architectures import Weight
 from tests.unit.sizing.checkpoints import write_safetensors
+from tests.unit.sizing.decoders import Weight
 
 CONFIG = {
     "peft_type": "LORA",
