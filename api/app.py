@@ -6,7 +6,19 @@ from fastapi import APIRouter, FastAPI
 
 from api import docs, problems
 from api.auditing import Audited
-from api.management import access, audit, deployments, drains, evaluations, gpus, hosts, instances, rollouts, system
+from api.management import (
+    access,
+    audit,
+    defragment,
+    deployments,
+    drains,
+    evaluations,
+    gpus,
+    hosts,
+    instances,
+    rollouts,
+    system,
+)
 from api.state import Services
 
 _DESCRIPTION = """Runs AI models on fleets of GPUs and never lets go of them.
@@ -33,6 +45,7 @@ def create_app(services: Services) -> FastAPI:
     for router in (
         deployments.router,
         rollouts.router,
+        defragment.router,
         instances.router,
         instances.of_deployment,
         hosts.router,

@@ -18,6 +18,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from fleet import ids
+from fleet.defragmentations import Defragmentation, StopDefragmenting
 from fleet.deployments import Accepted, Deployment, DeploymentChange, InstancesLeave
 from fleet.errors import Conflict, HoldfastError, NotFound, PreconditionFailed, Unavailable
 from fleet.hosts import Host, HostRegistered, Maintain
@@ -137,6 +138,24 @@ class WorkflowClient:
     async def replace_instances(self, deployment: str, leave: InstancesLeave) -> Accepted:
         workflow_id = ids.deployment_workflow(deployment)
         return await self._update(workflow_id, ids.LEAVE_UPDATE, leave, what=f"deployment {deployment!r}")
+
+    async def defragment(self, wanted: Defragmentation) -> None:
+        """Nothing happens when one runs for the deployment already."""
+        started = self._client.start_workflow(
+            ids.DEFRAGMENT_WORKFLOW,
+            wanted,
+            id=ids.defragment_workflow(wanted.deployment),
+            task_queue=ids.CONTROL_QUEUE,
+            task_timeout=ids.WORKFLOW_TASK_TIMEOUT,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"make room for {wanted.deployment}",
+            rpc_timeout=_RPC,
+        )
+        await _patiently(started)
+
+    async def stop_defragmenting(self, deployment: str, wanted: StopDefragmenting) -> Accepted:
+        what = f"defragmentation for {deployment!r}"
+        return await self._update(ids.defragment_workflow(deployment), ids.STOP_DEFRAGMENTING_UPDATE, wanted, what=what)
 
     # -- for workflows that Temporal has lost (``api.resync``) -------------------------------------------------
 

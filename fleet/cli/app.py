@@ -8,6 +8,7 @@ import typer
 from fleet.cli import (
     audit,
     chat,
+    defragment,
     deployments,
     doctor,
     drain,
@@ -72,6 +73,7 @@ app.command("hosts", rich_help_panel=FLEET)(hosts.list_hosts)
 app.command("gpus", rich_help_panel=FLEET)(gpus.list_gpus)
 app.command("drain", rich_help_panel=FLEET)(drain.drain)
 app.command(rich_help_panel=FLEET)(drain.resume)
+app.command("defragment", rich_help_panel=FLEET)(defragment.defragment)
 app.command("approve-replacement", rich_help_panel=FLEET)(drain.approve_replacement)
 app.command("set-host", rich_help_panel=FLEET)(set_host.set_host)
 app.add_typer(join_token.join_token, name="join-token", rich_help_panel=FLEET)

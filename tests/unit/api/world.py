@@ -27,9 +27,11 @@ from fleet.access.visitor import Visitor
 from fleet.changes import change, steer, why_not
 from fleet.db.audit import AuditLog
 from fleet.db.authority import Authority
+from fleet.db.defragmentations import record as record_defragmentation
 from fleet.db.hosts import record_state
 from fleet.db.session import Database
 from fleet.db.tables import ApiKeyRow, HostRow
+from fleet.defragmentations import Defragmentation, StopDefragmenting, stopped
 from fleet.deployments import Accepted, Deployment, DeploymentChange, InstancesLeave, InstanceView, advance
 from fleet.errors import Conflict, NotFound, PreconditionFailed, Unavailable
 from fleet.host_client import FileFacts, HostAddress, HostClient
@@ -57,6 +59,7 @@ class FakeWorkflows:
     not_failed: set[str] = field(default_factory=set)
     """Instances that went on since their rows were written."""
     leaves: list[InstancesLeave] = field(default_factory=list)
+    defragmented: dict[str, Defragmentation] = field(default_factory=dict)
     hosts: dict[str, Host] = field(default_factory=dict)
     never_registered: set[str] = field(default_factory=set)
     """Hosts that have joined, but have no workflow yet."""
@@ -94,6 +97,23 @@ class FakeWorkflows:
         if reason := why_not(known, wanted):
             raise Conflict(reason, hint="see `status.rollout` of the deployment")
         return await self._put(steer(known, wanted, datetime.now(UTC)))
+
+    async def defragment(self, wanted: Defragmentation) -> None:
+        self._be_up()
+        if wanted.deployment not in self.defragmented:
+            self.defragmented[wanted.deployment] = wanted
+            if not self.idle:
+                await self._put_defragmentation(wanted)
+
+    async def stop_defragmenting(self, deployment: str, wanted: StopDefragmenting) -> Accepted:
+        self._be_up()
+        await self._put_defragmentation(stopped(self.defragmented[deployment], wanted))
+        return Accepted(generation=0)
+
+    async def _put_defragmentation(self, d: Defragmentation) -> None:
+        d = d.with_(projection=d.projection + 1)
+        self.defragmented[d.deployment] = d
+        await self.database.awrite(lambda s: record_defragmentation(s, d, "run"))
 
     async def all_replicas_become_ready(self, name: str) -> None:
         """As many of the current launch as are wanted, and no others."""
