@@ -1,10 +1,12 @@
 """What workflows write about themselves."""
 
+from datetime import UTC, datetime
+
 from sqlmodel import Session
 from temporalio import activity
 
 from activities.contracts import DeploymentName, DeploymentRecord, InstanceId, ProjectionContract, Recorded
-from fleet.db import claims, hosts, projections, recorded, revisions
+from fleet.db import claims, hosts, projections, recorded, revisions, start_facts
 from fleet.db.session import Database
 from fleet.engines.catalog import resolve
 from fleet.hosts import Host
@@ -35,7 +37,8 @@ class ProjectionActivities(ProjectionContract):
         capacity = told or resolve(instance.spec.engine).default_concurrency
 
         def write(session: Session) -> Recorded:
-            projections.record_instance(session, projections.instance_row(instance), capacity)
+            if projections.record_instance(session, projections.instance_row(instance), capacity):
+                start_facts.note(session, instance, datetime.now(UTC))
             if instance.placement is None:
                 return Recorded()
             return Recorded(claim_lost=not claims.bind(session, instance.instance_id, instance.fence))

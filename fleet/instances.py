@@ -8,7 +8,9 @@ from pydantic import Field
 
 from fleet.engines.spec import EngineSpec
 from fleet.model import Count, Record, Text
-from fleet.placement.request import Member, Placement, PlacementRequest
+from fleet.placement.request import Member, ModelCard, Placement, PlacementRequest
+from fleet.sizing.measured import Measured
+from fleet.sizing.sizing import Sizing
 from fleet.specs import RestartSpec
 from fleet.states import InstanceState
 from fleet.timings import Timings
@@ -29,6 +31,16 @@ class MemberNews(Record):
     progress: float | None = None
     ready: bool = False
     """It is, or was before."""
+
+
+class Starved(Record):
+    """An engine ran out of memory at its start, with all that was booked for it."""
+
+    fence: int
+    gpu_uuid: str = ""
+    """One of its cards; empty: it ran in RAM."""
+    card: ModelCard
+    sizing: Sizing
 
 
 class Instance(Record):
@@ -76,6 +88,10 @@ class Instance(Record):
     """What Holdfast changed so that the engine runs; shown as the hint for as long as there is none of a failure."""
     image: str = ""
     """By digest, as it was first pulled: all engines of this instance run from it, wherever they are placed."""
+    measured: Measured | None = None
+    """What its engine said of its memory at its start, under the present fence."""
+    starved: Starved | None = None
+    """The last start that ran out of memory."""
     ready_since: datetime | None = None
     retry_at: datetime | None = None
     """Absolute, because timers do not survive continue-as-new."""
@@ -105,6 +121,8 @@ class EngineReport(Record):
     """What its container was made from, by digest; empty for a process, or when it has none."""
     rank: int = Field(default=0, ge=0, le=1023)
     """Of the host within a gang; 0: the leader, or the only one."""
+    measured: Measured | None = None
+    """What the engine said of its memory when it started; with the report that it is ready."""
 
 
 class EngineLaunch(Record):
@@ -219,6 +237,7 @@ def apply_report(instance: Instance, report: EngineReport) -> Instance:
         pid=report.pid,
         ready_since=report.ready_since,
         image=report.image or instance.image,
+        measured=report.measured or instance.measured,
     )
 
 

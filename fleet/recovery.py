@@ -5,7 +5,7 @@ What counts as a failure is the engine's own making. A lost host, a stop, a drai
 
 from datetime import datetime, timedelta
 
-from fleet.instances import EngineExit, Instance, Remedy
+from fleet.instances import EngineExit, Instance, Remedy, Starved
 from fleet.placement.request import Member
 from fleet.states import InstanceState
 from fleet.timings import Timings
@@ -15,6 +15,8 @@ SHORTEST_CONTEXT = 16
 NOT_ITS_FAULT = frozenset({"cancelled", "unwanted", "member_restarted"})
 """Classes of engines that somebody else ended."""
 _HOSTS_REMEMBERED = 100
+_TOO_LITTLE_MEMORY = frozenset({"oom_load", "oom_kv", "container_oom"})
+"""Classes of engines that were given less than they need."""
 
 
 def back_off(failures: int, timings: Timings) -> timedelta:
@@ -33,7 +35,7 @@ def after_failure(instance: Instance, exit_: EngineExit, now: datetime, rank: in
     ended = _cleared_if_stable(instance, now).with_(
         placement=None, endpoint=None, pid=None, progress=None, ready_since=None, hint=exit_.hint
     )
-    ended = ended.with_(message=f"{whose}{exit_.summary}")
+    ended = ended.with_(message=f"{whose}{exit_.summary}", starved=_starved(instance, exit_, rank) or instance.starved)
     ended = ended.with_(failures=ended.failures + 1)
     if exit_.failure_class in NOT_ITS_FAULT:
         return _again(ended, now)
@@ -44,6 +46,16 @@ def after_failure(instance: Instance, exit_: EngineExit, now: datetime, rank: in
     if why := _gives_up(changed, exit_):
         return _failed(changed, f"{why}: {ended.message}" if exit_.remedy is not Remedy.NEVER else f"{whose}{why}")
     return _again(changed, now)
+
+
+def _starved(instance: Instance, exit_: EngineExit, rank: int) -> Starved | None:
+    placement = instance.placement
+    if placement is None or placement.sizing is None or exit_.served or exit_.failure_class not in _TOO_LITTLE_MEMORY:
+        return None
+    uuids = placement.members[rank].gpu_uuids
+    return Starved(
+        fence=instance.fence, gpu_uuid=uuids[0] if uuids else "", card=placement.card, sizing=placement.sizing
+    )
 
 
 def moved(instance: Instance, why: str) -> Instance:

@@ -16,6 +16,7 @@ from worker_host.runtime.container_log import position_file
 _KEPT_ATTEMPTS = 5
 _KEPT_S = 7 * 24 * 3600
 _TAIL_BYTES = 16 << 10
+_HEAD_BYTES = 1 << 20
 _TOKENS = re.compile(r"\b(hf_|sk-|hf-(?:key|host|join|master)-|AKIA)[A-Za-z0-9_-]{8,}|(?<=[Bb]earer )\S{8,}")
 _SHORTEST_SECRET = 6
 
@@ -47,6 +48,14 @@ class EngineLogs:
         except (OSError, ValueError) as error:
             raise CannotOpen(str(error)) from error
         return tuple(sealer.open(str(value)) for value in sealed)
+
+    def beginning(self, instance_id: str, attempt: int) -> str:
+        """What was printed first, as far as an engine may go on about its start."""
+        try:
+            with self.path(instance_id, attempt).open("rb") as file:
+                return file.read(_HEAD_BYTES).decode(errors="replace").replace("\0", "")
+        except OSError:
+            return ""
 
     def tail(self, instance_id: str, attempt: int, secrets: Iterable[str] = ()) -> str:
         """The end of the log, without what looks like a token and without ``secrets``."""

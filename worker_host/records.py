@@ -10,6 +10,7 @@ from fleet.hosts import HostLease
 from fleet.instances import EngineExit, EngineLaunch
 from fleet.inventory import EngineRef
 from fleet.model import Record
+from fleet.sizing.measured import Measured
 from worker_host.files import write_atomically
 from worker_host.runtime.protocol import Handle
 
@@ -32,6 +33,8 @@ class EngineRecord(Record):
     sequence: int = 0
     """Of reports to the control plane."""
     ready_since: datetime | None = None
+    measured: Measured | None = None
+    """What it said of its memory when it started."""
     suspect: bool = False
     """It did not answer when it was last looked at."""
     suspended: bool = False

@@ -19,6 +19,7 @@ from fleet.engines.catalog import adapter_for
 from fleet.instances import EngineExit, EnginePhase, EngineReport
 from fleet.inventory import EngineRef
 from fleet.policy.hang import Level
+from fleet.sizing.measured import Measured
 from worker_host.control_plane import ControlPlane, Gone
 from worker_host.endings import Endings
 from worker_host.engine_log import EngineLogs
@@ -233,15 +234,30 @@ class SupervisedEngine:
             image=image,
             suspended=False,
             ready_since=None,
+            measured=None,
             suspect=False,
         )
         self._parts.logs.begin(*self._attempt, self._record.launch.placement.env_for_host.values())
+        await self._until_followers_accept()
         process = await self._parts.runtimes.start(job)
         self._save(process=process)
         self._parts.logs.prune(job.engine.instance_id)
         log.info("started %s, %s, attempt %d", self._record.ref, process, job.attempt)
         self._report(EnginePhase.STARTING, message="loading the model")
         return process
+
+    async def _until_followers_accept(self) -> None:
+        """Some leaders go on alone when a follower does not answer at once. Raises CannotStart."""
+        launch = self._record.launch
+        if launch.rank or not self._adapter.followers_accept:
+            return
+        for follower in launch.placement.followers:
+            self._report(EnginePhase.STARTING, f"waiting for {follower.host_id}")
+            try:
+                port = follower.ports[0] if follower.ports else 0
+                await self._probe().until_accepts(follower.address, port, launch.spec.start_timeout_s)
+            except StartTimeout as error:
+                raise CannotStart(f"{follower.host_id}: {error}") from error
 
     def _say(self, share: float | None, message: str) -> None:
         self._report(EnginePhase.DOWNLOADING, message, share)
@@ -252,7 +268,7 @@ class SupervisedEngine:
         one_token = self._adapter.readiness(spec, launch.placement.card)
         if self._record.ready_since is None:  # else it was ready before we adopted it, and may be busy now
             await self._until_ready(one_token)
-            self._save(ready_since=datetime.now(UTC))
+            self._save(ready_since=datetime.now(UTC), measured=await asyncio.to_thread(self._measured))
         while True:
             if launch.rank:  # a follower answers to its leader alone; only its end can be seen
                 self._report(EnginePhase.READY)
@@ -401,6 +417,7 @@ class SupervisedEngine:
             ready_since=self._record.ready_since,
             image=self._record.image,
             rank=self._record.launch.rank,
+            measured=self._record.measured if phase in _SERVING else None,
         )
 
     @property
@@ -411,6 +428,10 @@ class SupervisedEngine:
 
     def _runtime(self, process: Handle) -> Runtime:
         return self._parts.runtimes.of(process)
+
+    def _measured(self) -> Measured | None:
+        """From the lines of its start. Of a gang the leader's alone are told. Blocks."""
+        return self._adapter.measures(self._parts.logs.beginning(*self._attempt)) or None
 
     def _log_path(self) -> Path:
         return self._parts.logs.path(*self._attempt)

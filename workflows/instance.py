@@ -148,6 +148,7 @@ class InstanceWorkflow:
                 hint=self._instance.notice,
                 unplaceable=False,
                 members={},
+                measured=None,
             )
             self._last_sequences.clear()
             self._broken_by = None
