@@ -54,9 +54,11 @@ def best_fit(
     gpus: int | None = None,
     measured: Lookup | None = None,
     too_big: TooBig | None = None,
+    explain: bool = True,
 ) -> tuple[Fit, ...]:
     """The fits of all shapes in which the asked workload runs: whole on cards first, then fewest GPUs, then fewest
-    hosts. Where it runs in none: the one that comes closest, with its limit and remedy. Empty: no shape at all."""
+    hosts. Where it runs in none: the one that comes closest, with its limit and remedy (without ``explain``, which is
+    quicker by far, just that). Empty: no shape at all."""
     fits, failed = [], []
     for shape in shapes(engine, facts, most_gpus_per_host=most_gpus_per_host, most_hosts=most_hosts, gpus=gpus):
         known = measured(shape) if measured is not None else None
@@ -70,7 +72,8 @@ def best_fit(
             failed.append((plan, found))
     if fits or not failed:
         return tuple(sorted(fits, key=_preference))
-    return (_explained(*max(failed, key=lambda pair: _closeness(pair[1]))),)
+    closest = max(failed, key=lambda pair: _closeness(pair[1]))
+    return (_explained(*closest) if explain else closest[1],)
 
 
 def _plan(question: Question, allocatable: int | None) -> Plan:
