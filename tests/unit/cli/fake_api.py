@@ -103,6 +103,7 @@ class FakeApi:
     keys: list[Json] = field(default_factory=list)
     tokens: list[Json] = field(default_factory=list)
     audit: list[Json] = field(default_factory=list)
+    defragmentations: list[Json] = field(default_factory=list)
     evaluation: Json = field(default_factory=dict)
     note: str = ""
     """Of join tokens."""
@@ -175,7 +176,7 @@ class FakeApi:
             return refusal
         path, method = request.path_params["rest"], request.method
         collections = {"instances": self.instances, "hosts": self.hosts, "gpus": self.gpus, "api-keys": self.keys}
-        collections |= {"join-tokens": self.tokens, "audit": self.audit}
+        collections |= {"join-tokens": self.tokens, "audit": self.audit, "defragmentations": self.defragmentations}
         if path == "deployments" and method == "GET":
             return self._page(request, self.deployments)
         if path in collections and method == "GET":
@@ -186,6 +187,8 @@ class FakeApi:
             return JSONResponse(self.gpus[0])
         if path == "evaluations" and method == "POST":
             return JSONResponse(self.evaluation)
+        if path.startswith("defragmentations"):
+            return JSONResponse(self.defragmentations[0], status_code=202)
         if path == "system/lost":
             return JSONResponse(self.lost)
         if path == "system/resync" and method == "POST":
