@@ -247,9 +247,10 @@ class SupervisedEngine:
         return process
 
     async def _until_followers_accept(self) -> None:
-        """Some leaders go on alone when a follower does not answer at once. Raises CannotStart."""
+        """Where followers are a program that lends its cards, a leader to whom one does not answer at once goes on
+        without it. Elsewhere they wait for their leader. Raises CannotStart."""
         launch = self._record.launch
-        if launch.rank or not self._adapter.followers_accept:
+        if launch.rank or not self._adapter.follower_programs:
             return
         for follower in launch.placement.followers:
             self._report(EnginePhase.STARTING, f"waiting for {follower.host_id}")
