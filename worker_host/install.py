@@ -61,9 +61,11 @@ def _install(environment: Path, install: Install) -> Path:
         if not (environment / _MARKER).exists():
             shutil.rmtree(environment, ignore_errors=True)  # half an installation
             _run([sys.executable, "-m", "venv", str(environment)])
-            _pip(environment, "--no-deps", install.requirement)
+            _pip(environment, "install", "--no-deps", install.requirement)
             if install.dependencies:
-                _pip(environment, *_needed(environment, install))
+                _pip(environment, "install", *_needed(environment, install))
+            if install.without:  # others may have brought it along
+                _pip(environment, "uninstall", "--yes", *install.without)
             for path, text in install.files:
                 _write(_site_packages(environment) / path, text)
             _binary(environment, install)
@@ -73,7 +75,7 @@ def _install(environment: Path, install: Install) -> Path:
 
 def _pip(environment: Path, *args: str) -> None:
     """With what pip is configured to on this machine: indexes, folders of wheels, certificates."""
-    _run([str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", *args])
+    _run([str(environment / "bin" / "python"), "-m", "pip", args[0], "--quiet", *args[1:]])
 
 
 def _needed(environment: Path, install: Install) -> list[str]:

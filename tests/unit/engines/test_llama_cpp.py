@@ -14,7 +14,10 @@ from fleet.engines.failures import classify, known_classes
 from fleet.engines.llama_cpp import LlamaCpp
 from fleet.engines.spec import EngineSpec
 from fleet.instances import EngineExit, Remedy
-from fleet.specs import DeploymentSpec
+from fleet.placement.request import ModelCard
+from fleet.sizing.sizing import Shape
+from fleet.specs import DeploymentSpec, KvCacheSpec, LoraSpec, SpeculativeSpec
+from tests.unit.engines.starts import gang_of, sizing_of, start_of
 
 ADAPTER = LlamaCpp()
 
@@ -207,6 +210,132 @@ def test_counter_that_is_printed_rounded_says_so() -> None:
     """It stands still for many decodes, and standing still would be taken for a hang."""
     assert ADAPTER.progress("llamacpp:n_decode_total 1e+06\n") == (1_000_000, False)
     assert ADAPTER.progress("llamacpp:n_decode_total 1.23457e+06\n") == (1_234_570, False)
+
+
+def sized(*args: str, start: dict[str, Any] | None = None, **changes: Any) -> Command:
+    told = {"context": 2048, "sequences": 3, "batched_tokens": 1024, "shape": Shape(), "utilization": None, **changes}
+    wanted = spec(*args)
+    return ADAPTER.command(
+        start_of(wanted, sizing_of(**told), **{"gpu_uuids": (), "card": ModelCard(), **(start or {})})
+    )
+
+
+def test_command_says_what_was_booked() -> None:
+    assert list(sized().argv) == [
+        *("/e/bin/engine", "--model", "/models/m", "--alias", "chat", "--host", "127.0.0.1", "--port", "9001"),
+        *("--metrics", "--no-webui", "--offline", "--parallel", "3", "--ctx-size", "6144", "--threads", "4"),
+        *("--n-gpu-layers", "0", "--cache-ram", "128", "--ubatch-size", "1024", "--log-verbosity", "4"),
+    ]
+
+
+def test_part_of_the_layers_goes_to_cards_and_is_divided_evenly() -> None:
+    made = sized(start={"gpu_uuids": ("GPU-a", "GPU-b")}, gpu_layers=20, batched_tokens=4096)
+    assert values(made, "--n-gpu-layers") == ["20"]
+    assert values(made, "--tensor-split") == ["1,1"]
+    assert values(made, "--ubatch-size") == values(made, "--batch-size") == ["4096"], "a step is part of a batch"
+    assert values(sized(start={"gpu_uuids": ("GPU-a",)}), "--n-gpu-layers") == ["999"]
+    assert "--tensor-split" not in sized(start={"gpu_uuids": ("GPU-a",)}).argv
+
+
+@pytest.mark.parametrize(
+    ("given", "gone"),
+    [
+        (("-ub", "9"), "--ubatch-size"),
+        (("-c", "9"), "--ctx-size"),
+        (("-lv", "1"), "--log-verbosity"),
+        (("-ts", "3,1"), "--tensor-split"),
+        (("--split-mode", "row"), "--tensor-split"),
+    ],
+)
+def test_persons_flags_win_over_what_was_booked(given: tuple[str, ...], gone: str) -> None:
+    made = sized(*given, start={"gpu_uuids": ("GPU-a", "GPU-b")})
+    assert gone not in made.argv
+    assert made.argv[-len(given) :] == given
+
+
+def test_other_builds_are_not_told_how_much_to_say() -> None:
+    """Older ones print prompts at the level at which this one prints buffers."""
+    wanted = spec().model_copy(update={"engine_version": "7654-abc"})
+    assert "--log-verbosity" not in ADAPTER.command(start_of(wanted, sizing_of())).argv
+
+
+def test_model_is_served_for_what_it_is_for() -> None:
+    assert "--embedding" in sized(start={"card": ModelCard(task="embed")}).argv
+    assert "--reranking" in sized(start={"card": ModelCard(task="rerank")}).argv
+    assert ADAPTER.readiness(spec(), ModelCard(task="embed")).path == "/v1/embeddings"
+    assert "--embedding" not in sized("--reranking", start={"card": ModelCard(task="embed")}).argv
+
+
+def test_kv_cache_adapters_and_speculation() -> None:
+    made = command(
+        kv_cache=KvCacheSpec(dtype="q8_0"),
+        lora=(LoraSpec(name="a", path="/a.gguf"), LoraSpec(name="b", path="/b.gguf")),
+        speculative=SpeculativeSpec(method="draft_model", tokens=5, model="/d.gguf"),
+    )
+    assert values(made, "--cache-type-k") == values(made, "--cache-type-v") == ["q8_0"]
+    assert values(made, "--flash-attn") == ["on"]
+    assert values(made, "--lora") == ["/a.gguf,/b.gguf"]
+    assert values(made, "--spec-type") == ["draft-simple"]
+    assert values(made, "--spec-draft-model") == ["/d.gguf"]
+    assert values(made, "--spec-draft-n-max") == ["5"]
+
+
+def test_followers_lend_their_cards_to_the_leader() -> None:
+    leader, follower = (sized(start=gang_of(rank)) for rank in (0, 1))
+    assert values(leader, "--rpc") == ["10.0.0.2:9002"]
+    assert values(leader, "--tensor-split") == ["1,1,1,1"]
+    assert follower.argv == ("/e/bin/ggml-rpc-server", "-H", "10.0.0.2", "-p", "9001")
+    assert ADAPTER.followers_accept
+
+
+def test_what_a_person_asks_for_is_what_sizing_is_asked() -> None:
+    load = ADAPTER.workload(spec("-c", "8192", "-np", "2", "-ngl", "12", "-ub", "256", "-ctk", "q4_0", "-fa", "off"))
+    assert (load.context, load.concurrency, load.gpu_layers, load.batched_tokens) == (4096, 2, 12, 256)
+    assert (load.kv_dtype, load.flash_attention) == ("q4_0", False)
+    assert ADAPTER.workload(spec("-ngl", "0")).gpu_layers == 0
+    assert ADAPTER.workload(spec("-ngl", "all")).gpu_layers is None
+    assert ADAPTER.workload(spec(max_model_len=99, concurrency=5)).context == 99
+
+
+def test_contradictions_are_told_where_they_stand() -> None:
+    found = ADAPTER.conflicts(spec("--jinja", "--parallel=2", "-c", "99", max_model_len=100, concurrency=2))
+    assert list(found) == [2]
+    assert "200" in found[2]
+
+
+BUFFERS = (Path(__file__).parents[2] / "data" / "engines" / "llama-server-0.1.2.txt").read_text()
+"""Captured from llama-server 0.1.2 with ``--log-verbosity 4``."""
+# Made of the same templates: no GPU was there to capture them from.
+ON_CARDS = """load_tensors:   CPU_Mapped model buffer size =   281.81 MiB
+load_tensors:        CUDA0 model buffer size =  2000.00 MiB
+load_tensors:        CUDA1 model buffer size =  2403.50 MiB
+llama_context:  CUDA_Host  output buffer size =     2.32 MiB
+llama_kv_cache:      CUDA0 KV buffer size =   256.00 MiB
+llama_kv_cache:      CUDA1 KV buffer size =   256.00 MiB
+llama_kv_cache:      CUDA1 KV buffer size =    64.00 MiB
+sched_reserve:      CUDA1 compute buffer size =   304.75 MiB
+sched_reserve:  CUDA_Host compute buffer size =    20.00 MiB
+"""
+MIB = 1 << 20
+
+
+def test_start_up_lines_are_read() -> None:
+    measured = ADAPTER.measures(BUFFERS)
+    assert (measured.weights_bytes, measured.kv_bytes) == (round(92.10 * MIB), 90 * MIB)
+    assert (measured.compute_bytes, measured.kv_tokens) == (round(15.51 * MIB), 4096)
+    assert measured.host_bytes is None, "all of it is in RAM"
+    assert not ADAPTER.measures("nothing")
+
+
+def test_start_up_lines_of_the_fullest_card_are_read_and_ram_beside() -> None:
+    measured = ADAPTER.measures(ON_CARDS)
+    assert (measured.weights_bytes, measured.kv_bytes) == (round(2403.5 * MIB), 320 * MIB)
+    assert measured.compute_bytes == round(304.75 * MIB)
+    assert measured.host_bytes == pytest.approx((281.81 + 2.32 + 20) * MIB, abs=4)
+
+
+def test_talkative_healthy_log_is_no_cause_either() -> None:
+    assert classified(BUFFERS, -9).failure_class == "killed"
 
 
 # Captured from llama-server as packaged in version 0.1.2.

@@ -16,6 +16,7 @@ from fleet.engines.failures import classify
 from fleet.engines.llama_cpp import LlamaCpp
 from fleet.engines.spec import EngineSpec
 from fleet.instances import Remedy
+from fleet.sizing.sizing import Sizing
 from tests.unit.gateway.process import free_port
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,31 @@ def test_command_line_works_and_a_kill_is_seen_as_one(
         code = process.wait(10)
     found = classify(code, log.read_text(), served=False, extra=ADAPTER.failure_patterns)
     assert (found.failure_class, found.remedy) == ("killed", Remedy.HERE), log.read_text()
+
+
+def test_what_was_booked_is_what_it_says_it_took(llama_server_binary: Path, small_model: Path, tmp_path: Path) -> None:
+    spec = EngineSpec(engine="llama_cpp", engine_version=ADAPTER.default_version, model_path="", served_name="small")
+    sizing = Sizing(
+        gpu_bytes=0, ram_bytes=1 << 28, context=1024, sequences=2, batched_tokens=256, kv_bytes=45 << 20, concurrency=2
+    )
+    port, log = free_port(), tmp_path / "log"
+    start = Start(
+        llama_server_binary, spec, str(small_model), (), "127.0.0.1", port, os.cpu_count() or 1, sizing=sizing
+    )
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(ADAPTER.command(start).argv, stdout=output, stderr=output) as process,
+    ):
+        try:
+            until_healthy(f"http://127.0.0.1:{port}", process)
+        finally:
+            process.kill()
+    measured = ADAPTER.measures(log.read_text())
+    assert measured.kv_tokens == sizing.context * sizing.sequences
+    assert measured.kv_bytes == sizing.kv_bytes, "30 layers, 3 KV heads of 64, 16 bit, 2048 tokens"
+    assert measured.weights_bytes == pytest.approx(small_model.stat().st_size, rel=0.05)
+    assert measured.compute_bytes is not None
+    assert 0 < measured.compute_bytes < 64 << 20
 
 
 def test_progress_is_seen_while_a_request_runs(llama_server_binary: Path, small_model: Path, tmp_path: Path) -> None:

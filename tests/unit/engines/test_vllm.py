@@ -333,8 +333,8 @@ def test_nothing_that_a_healthy_engine_prints_is_a_cause() -> None:
     ("line", "expected"),
     [
         (
-            "ValueError: Available memory on node 0 (3.1/12.8 GiB) on kv cache allocation is less than requested memory "
-            "for kv (8.0 GiB).",
+            "ValueError: Available memory on node 0 (3.1/12.8 GiB) on kv cache allocation is less than requested "
+            "memory for kv (8.0 GiB).",
             "oom_kv",
         ),
         (
