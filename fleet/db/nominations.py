@@ -141,7 +141,9 @@ def move(
         return False
     if (tenant.instance_id, tenant.fence) not in held(session, [tenant.instance_id]):
         return False
-    replacement = Nominee(MOVE + tenant.instance_id, tenant.deployment, tenant.priority)
+    # Whoever takes that room keeps the one that waits out of its own.
+    priority = max(tenant.priority, nominee.priority)
+    replacement = Nominee(MOVE + tenant.instance_id, tenant.deployment, priority)
     nominate(session, replacement, room, until)
     evict(session, nominee.name, tenant, reason, until=until)
     return True
