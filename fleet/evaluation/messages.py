@@ -51,7 +51,10 @@ def fleet_messages(
     if now < wanted:
         told += [_problem(reason) for reason in reasons]
         told.append(_problem(_if_empty(now, empty, wanted)))
-        told += [Message(level="warning", text=text) for text in changes(classes)]
+        said = "; ".join(reasons)
+        told += [
+            Message(level="warning", text=text) for text in changes(classes) if text.partition(": ")[2] not in said
+        ]
     return told + [Message(level="warning", text=text) for text in doubts(classes)]
 
 
