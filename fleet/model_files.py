@@ -18,14 +18,17 @@ class ModelFiles:
         self._known: dict[tuple[str, str], tuple[float, FileFacts]] = {}
 
     async def on(self, hosts: Sequence[HostAddress], path: str) -> dict[str, FileFacts | None]:
-        facts = await asyncio.gather(*(self._ask(host, path) for host in hosts))
-        return {host.host_id: fact for host, fact in zip(hosts, facts, strict=True)}
+        now = time.monotonic()
+        known = {h.host_id: facts for h in hosts if (facts := self._remembered(h, path, now)) is not None}
+        unknown = [host for host in hosts if host.host_id not in known]
+        asked = await asyncio.gather(*(self._ask(host, path) for host in unknown))
+        return {**known, **{host.host_id: facts for host, facts in zip(unknown, asked, strict=True)}}
+
+    def _remembered(self, host: HostAddress, path: str, now: float) -> FileFacts | None:
+        until, facts = self._known.get((host.host_id, path), (0.0, None))
+        return facts if until > now else None
 
     async def _ask(self, host: HostAddress, path: str) -> FileFacts | None:
-        now = time.monotonic()
-        known = self._known.get((host.host_id, path))
-        if known is not None and known[0] > now:
-            return known[1]
         try:
             facts = await self._client.file_facts(host, path)
         except HostUnreachable:
@@ -33,5 +36,5 @@ class ModelFiles:
         if facts.exists:
             if len(self._known) >= _MOST_REMEMBERED:
                 self._known.clear()
-            self._known[host.host_id, path] = (now + _REMEMBERED_S, facts)
+            self._known[host.host_id, path] = (time.monotonic() + _REMEMBERED_S, facts)
         return facts

@@ -10,9 +10,11 @@ from fleet.placement.needs import Need, Needs
 from fleet.sizing.facts import ModelFacts
 from fleet.sizing.fit import best_fit
 from fleet.sizing.measured import Measured
-from fleet.sizing.sizing import Fit, GpuClass, Shape, Sizing
+from fleet.sizing.sizing import Fit, GpuClass, Shape, Sizing, Workload
 
 Lookup = Callable[[GpuClass, Shape], Measured | None]
+TooBig = Callable[[GpuClass, Shape], int | None]
+"""Booked bytes of each card with which such an engine ran out of memory at its start."""
 ClassOfCards = tuple[GpuClass, int, int, int]
 """(class, bytes of each card that may be booked, most cards on one host, most hosts); kind CPU: the RAM of hosts."""
 _PORTS, _PORTS_OF_GANG = 1, 2
@@ -26,6 +28,8 @@ def needs_for(
     *,
     version: str = "",
     measured: Lookup | None = None,
+    too_big: TooBig | None = None,
+    draft: ModelFacts | None = None,
 ) -> Needs:
     """What one replica needs on each class, as ``version`` of the spec's engine is sized (empty: the spec's). Without
     ``facts`` only what a person named: else nothing is known."""
@@ -36,7 +40,7 @@ def needs_for(
     adapter, version = adapter_for(spec), version or spec.engine_version
     barred = {c: why for c, *_ in classes if (why := why_not_on(adapter, facts, version, c))}
     fits = {
-        c[0]: fits_on(adapter, spec, facts, c, version=version, measured=measured)
+        c[0]: fits_on(adapter, spec, facts, c, version=version, measured=measured, too_big=too_big, draft=draft)
         for c in classes
         if c[0] not in barred
     }
@@ -51,6 +55,8 @@ def fits_on(
     *,
     version: str,
     measured: Lookup | None = None,
+    too_big: TooBig | None = None,
+    draft: ModelFacts | None = None,
 ) -> tuple[Fit, ...]:
     """All shapes on cards of one class that hold what is asked for; else the nearest miss."""
     gpu, allocatable, most_per_host, most_hosts = cards
@@ -58,14 +64,21 @@ def fits_on(
         adapter.name,
         version,
         facts,
-        adapter.workload(spec, facts),
+        _with_draft(adapter.workload(spec, facts), draft),
         gpu,
         allocatable=allocatable,
         most_gpus_per_host=most_per_host,
         most_hosts=most_hosts,
         gpus=spec.placement.gpus_per_replica,
         measured=(lambda shape: measured(gpu, shape)) if measured is not None else None,
+        too_big=(lambda shape: too_big(gpu, shape)) if too_big is not None else None,
     )
+
+
+def _with_draft(workload: Workload, facts: ModelFacts | None) -> Workload:
+    if workload.draft is None or facts is None:
+        return workload
+    return workload.model_copy(update={"draft": workload.draft.model_copy(update={"facts": facts})})
 
 
 def why_not_on(adapter: EngineAdapter, facts: ModelFacts, version: str, gpu: GpuClass) -> str:
