@@ -159,6 +159,7 @@ builds = st.lists(
 
 @st.composite
 def fleets(draw: st.DrawFn) -> list[HostView]:
+    file = ModelFile("/models/m.gguf", draw(st.integers(1, 4 * GIB)))
     return [
         host(
             f"h{number}",
@@ -168,7 +169,7 @@ def fleets(draw: st.DrawFn) -> list[HostView]:
             reserved_for=draw(st.just({}) | labels),
             engines=draw(builds),
             replicas_of_deployment=draw(st.integers(0, 3)),
-            model=draw(st.none() | st.integers(1, 4 * GIB).map(lambda size: ModelFile("/models/m.gguf", size))),
+            model=draw(st.sampled_from([None, file])),
         )
         for number in range(draw(st.integers(1, 5)))
     ]

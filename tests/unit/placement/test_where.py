@@ -58,8 +58,9 @@ def test_two_small_models_share_one_card() -> None:
 
 
 def test_small_model_goes_to_the_small_card_and_a_large_one_to_the_large() -> None:
+    fleet = (h100("a", 12 * GIB), rtx("b", *[24 * GIB] * 4))
+    assert chosen(asked(), *fleet, needs=SMALL).host_id == "b", "however full the other is"
     fleet = (h100("a"), rtx("b"))
-    assert chosen(asked(), *fleet, needs=SMALL).host_id == "b"
     assert chosen(asked(), *fleet, needs=Needs.constant(40 * GIB, 1)).host_id == "a"
     full = rtx("b", 2 * GIB)
     assert chosen(asked(), h100("a"), full, needs=SMALL).host_id == "a"
