@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import CursorResult, bindparam, delete, func, insert, update
+from sqlalchemy import bindparam, func, insert, update
 from sqlmodel import Session, col, select
 
-from fleet.db import ports
+from fleet.db import guarded, ports
 from fleet.db.alone import alone_on
 from fleet.db.lost import ClaimLost, StaleFence
 from fleet.db.session import Json
@@ -18,12 +18,22 @@ from fleet.db.tables import ClaimRow, GpuRow, HostRow
 from fleet.inventory import EngineRef
 from fleet.placement.parts import Part, parts_of
 from fleet.placement.request import Placement
-from fleet.states import ClaimState, HostState, Maintenance
+from fleet.states import ClaimState, Maintenance
 
 __all__ = ["ClaimLost", "StaleFence"]
 
 HELD_FOR = timedelta(minutes=2)
 """A claim that no host has taken up by then is free again."""
+
+
+_NEWEST = (
+    select(ClaimRow.fence, ClaimRow.placement)
+    .where(col(ClaimRow.instance_id) == bindparam("instance"))
+    .order_by(col(ClaimRow.fence).desc())
+    .limit(1)
+)
+_INSERT = insert(ClaimRow)
+_KEY = (ClaimRow.instance_id, ClaimRow.fence, ClaimRow.host_id, ClaimRow.gpu_uuid)
 
 
 def existing(session: Session, instance_id: str, fence: int) -> Placement | None:
@@ -32,11 +42,12 @@ def existing(session: Session, instance_id: str, fence: int) -> Placement | None
     Until the transaction ends no other one can claim for this instance.
     """
     alone_on(session, instance_id)
-    rows = session.exec(select(ClaimRow).where(ClaimRow.instance_id == instance_id)).all()
-    newest = max((r.fence for r in rows), default=0)
-    if newest > fence:
-        raise StaleFence(newest)
-    return next((Placement.model_validate(r.placement) for r in rows if r.fence == fence), None)
+    newest = session.connection().execute(_NEWEST, {"instance": instance_id}).first()
+    if newest is None or newest.fence < fence:
+        return None
+    if newest.fence > fence:
+        raise StaleFence(newest.fence)
+    return Placement.model_validate(newest.placement)
 
 
 def claim(
@@ -57,9 +68,7 @@ def claim(
     if existing(session, instance_id, fence) is not None:
         raise ClaimLost(f"{instance_id} was placed under fence {fence} meanwhile")
     session.flush()
-    for part in sorted(parts, key=lambda p: p.host_id):
-        _take_host(session, part, generations[part.host_id])
-    _take_gpus(session, parts, generations)
+    guarded.take(session, parts, generations)
     ports.take(session, instance_id, fence, parts)
     same = {
         "instance_id": instance_id,
@@ -70,7 +79,7 @@ def claim(
         "hosts": len(parts),
         "priority": priority,
     }
-    session.connection().execute(insert(ClaimRow), [same | row for part in parts for row in _rows_of(part)])
+    session.connection().execute(_INSERT, [same | row for part in parts for row in _rows_of(part)])
     session.expire_all()
 
 
@@ -175,55 +184,6 @@ def recount(session: Session, host_id: str) -> None:
     session.expire_all()
 
 
-def _take_host(session: Session, part: Part, generation: int) -> None:
-    """Also where no RAM is taken: it locks the host, and a host that changed is not claimed."""
-    taken = session.execute(
-        update(HostRow)
-        .where(
-            col(HostRow.id) == part.host_id,
-            col(HostRow.state) == HostState.READY,
-            col(HostRow.maintenance) == Maintenance.NONE,
-            col(HostRow.generation) == generation,
-            col(HostRow.ram_used) + part.ram_bytes <= col(HostRow.ram_allocatable),
-            *_in_range(part.ports),
-        )
-        .values(ram_used=HostRow.ram_used + part.ram_bytes)
-    )
-    if taken.rowcount != 1:  # type: ignore[attr-defined]
-        raise ClaimLost(f"host {part.host_id} has no room any more, or changed", (part.host_id,))
-
-
-def _in_range(wanted: tuple[int, ...]) -> list[Any]:
-    return [col(HostRow.port_first) <= min(wanted), col(HostRow.port_last) >= max(wanted)] if wanted else []
-
-
-_TAKE_GPU = (
-    update(GpuRow)
-    .where(
-        col(GpuRow.uuid) == bindparam("gpu"),
-        col(GpuRow.host_id) == bindparam("host"),
-        col(GpuRow.generation) == bindparam("seen"),
-        col(GpuRow.healthy),
-        ~col(GpuRow.cordoned),
-        col(GpuRow.used) + bindparam("need") <= col(GpuRow.allocatable),
-    )
-    .values(used=GpuRow.used + bindparam("need"))
-)
-
-
-def _take_gpus(session: Session, parts: Sequence[Part], generations: Mapping[str, int]) -> None:
-    wanted = [
-        {"gpu": uuid, "host": part.host_id, "seen": generations[part.host_id], "need": part.gpu_bytes}
-        for part in parts
-        for uuid in part.gpu_uuids
-    ]
-    wanted.sort(key=lambda w: str(w["gpu"]))
-    if _changed(session, _TAKE_GPU, wanted) != len(wanted):
-        names, hosts = ", ".join(str(w["gpu"]) for w in wanted), tuple(p.host_id for p in parts if p.gpu_uuids)
-        which = f"one of the GPUs {names}" if len(wanted) > 1 else f"GPU {names}"
-        raise ClaimLost(f"{which} has no room any more, or changed", hosts)
-
-
 def _rows_of(part: Part) -> list[dict[str, Any]]:
     """Of the claims on one host, what differs between them."""
     rows = [{"gpu_uuid": uuid, "memory_bytes": part.gpu_bytes} for uuid in part.gpu_uuids]
@@ -232,22 +192,13 @@ def _rows_of(part: Part) -> list[dict[str, Any]]:
     return [row | {"host_id": part.host_id, "rank": part.rank} for row in rows]
 
 
-def _changed(session: Session, statement: Any, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Run it for each of ``rows``, in their order. Returns how many rows of the table it hit."""
-    if not rows:
-        return 0
-    done: CursorResult[Any] = session.connection().execute(statement, rows)
-    return done.rowcount
-
-
 def _claims_up_to(session: Session, instance_id: str, fence: int) -> list[ClaimRow]:
     return _locked(session, ClaimRow.instance_id == instance_id, ClaimRow.fence <= fence)
 
 
 def _locked(session: Session, *which: Any) -> list[ClaimRow]:
     """These claims as they are now; until the transaction ends nobody else changes them."""
-    key = (ClaimRow.instance_id, ClaimRow.fence, ClaimRow.host_id, ClaimRow.gpu_uuid)
-    query = select(ClaimRow).where(*which).order_by(*map(col, key)).with_for_update()
+    query = select(ClaimRow).where(*which).order_by(*map(col, _KEY)).with_for_update()
     return list(session.exec(query.execution_options(populate_existing=True)).all())
 
 
@@ -261,41 +212,13 @@ def _ref(row: ClaimRow) -> EngineRef:
     return EngineRef(instance_id=row.instance_id, fence=row.fence)
 
 
-_DELETE = delete(ClaimRow).where(
-    col(ClaimRow.instance_id) == bindparam("instance"),
-    col(ClaimRow.fence) == bindparam("fenced"),
-    col(ClaimRow.host_id) == bindparam("host"),
-    col(ClaimRow.gpu_uuid) == bindparam("gpu"),
-)
-_FREE_RAM = (
-    update(HostRow).where(col(HostRow.id) == bindparam("host")).values(ram_used=HostRow.ram_used - bindparam("bytes"))
-)
-# A card that moved to another host owes nothing for what ran on the one before.
-_FREE_GPU = (
-    update(GpuRow)
-    .where(col(GpuRow.uuid) == bindparam("gpu"), col(GpuRow.host_id) == bindparam("host"))
-    .values(used=GpuRow.used - bindparam("bytes"))
-)
-
-
 def _free(session: Session, rows: Sequence[ClaimRow]) -> None:
-    """``rows`` are locked: were they freed twice, room would be open that is taken."""
+    """``rows`` are locked."""
     if not rows:
         return
     session.flush()
-    freed = [
-        {"instance": r.instance_id, "fenced": r.fence, "host": r.host_id, "gpu": r.gpu_uuid, "bytes": r.memory_bytes}
-        for r in rows
-    ]
-    owners = {(r.instance_id, r.fence, r.host_id) for r in rows}
-    keys = [{name: value for name, value in row.items() if name != "bytes"} for row in freed]
-    if _changed(session, _DELETE, keys) != len(keys):
-        raise AssertionError(f"claims were freed that this transaction had locked: {keys}")
-    ram = [{"host": f["host"], "bytes": f["bytes"]} for f in freed if not f["gpu"]]
-    gpus = [{"gpu": f["gpu"], "host": f["host"], "bytes": f["bytes"]} for f in freed if f["gpu"]]
-    _changed(session, _FREE_RAM, sorted(ram, key=lambda f: str(f["host"])))
-    _changed(session, _FREE_GPU, sorted(gpus, key=lambda f: str(f["gpu"])))
-    ports.free(session, owners)
+    guarded.give_back(session, rows)
+    ports.free(session, {(r.instance_id, r.fence, r.host_id) for r in rows})
     for row in rows:
         session.expunge(row)
     session.expire_all()

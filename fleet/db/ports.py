@@ -3,7 +3,7 @@
 import random
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, text
+from sqlalchemy import bindparam, delete, text
 from sqlmodel import Session, col, select
 
 from fleet.db.lost import ClaimLost
@@ -19,6 +19,17 @@ _TAKE = text(
     " ON CONFLICT (host_id, port) DO NOTHING"
 )
 
+_RANGE_AND_TAKEN = (
+    select(HostRow.port_first, HostRow.port_last, PortClaimRow.port)
+    .join_from(HostRow, PortClaimRow, col(PortClaimRow.host_id) == col(HostRow.id), isouter=True)
+    .where(col(HostRow.id) == bindparam("host"))
+)
+_FREE = delete(PortClaimRow).where(
+    col(PortClaimRow.host_id) == bindparam("host"),
+    col(PortClaimRow.instance_id) == bindparam("instance"),
+    col(PortClaimRow.fence) == bindparam("fenced"),
+)
+
 
 def pick_ports(session: Session, host_id: str, count: int, seed: int | str) -> tuple[int, ...]:
     """``count`` ports of the host's range that nobody claims, at random, for a claim in the same transaction.
@@ -27,11 +38,10 @@ def pick_ports(session: Session, host_id: str, count: int, seed: int | str) -> t
     with another ``seed``, gets another one. Empty for a host that has told no range: it picks by itself.
     Raises ClaimLost when there are not so many.
     """
-    query = select(HostRow.port_first, HostRow.port_last).where(HostRow.id == host_id)
-    first, last = session.exec(query).first() or (0, 0)
-    if not last:
+    rows = session.connection().execute(_RANGE_AND_TAKEN, {"host": host_id}).all()
+    if not rows or not rows[0].port_last:
         return ()
-    taken = set(session.exec(select(PortClaimRow.port).where(PortClaimRow.host_id == host_id)).all())
+    first, last, taken = rows[0].port_first, rows[0].port_last, {row.port for row in rows}
     free = [port for port in range(first, last + 1) if port not in taken]
     if len(free) < count:
         raise ClaimLost(f"host {host_id} has {len(free)} free ports for engines, {count} are needed", (host_id,))
@@ -53,11 +63,5 @@ def take(session: Session, instance_id: str, fence: int, parts: Sequence[Part]) 
 
 
 def free(session: Session, owners: Collection[Owner]) -> None:
-    for instance_id, fence, host_id in sorted(owners, key=lambda o: o[2]):
-        session.execute(
-            delete(PortClaimRow).where(
-                col(PortClaimRow.host_id) == host_id,
-                col(PortClaimRow.instance_id) == instance_id,
-                col(PortClaimRow.fence) == fence,
-            )
-        )
+    rows = [{"instance": i, "fenced": fence, "host": host} for i, fence, host in sorted(owners, key=lambda o: o[2])]
+    session.connection().execute(_FREE, rows)

@@ -10,18 +10,19 @@ from pathlib import Path
 from sqlalchemy import bindparam, update
 from sqlmodel import Session, col, select
 
-from fleet.db import claims
+from fleet.db import claims, guarded
 from fleet.db.ports import pick_ports
 from fleet.db.session import Database
 from fleet.db.tables import ClaimRow, GpuRow
 from fleet.placement.request import Member, Placement
 from fleet.states import ClaimState
 
-HOLDS = 110
+HOLDS = 100
 """So many placements each planner holds before it gives as many back as it makes: together nearly the whole fleet."""
 LOOK_EVERY = 20
 """Placements that are decided on one look: what others do meanwhile is not seen."""
 Key = tuple[str, int]
+_LOOK_AT = 40
 SHAPES = [(1, 1), (1, 1), (1, 1), (1, 2), (1, 2), (1, 4), (1, 0), (2, 2)]
 """(hosts, GPUs of each); without GPUs it is RAM."""
 
@@ -82,12 +83,15 @@ class _Planner:
     def _decide(self) -> Placement | None:
         hosts, cards = self.chance.choice(SHAPES)
         need = self.chance.randint(55, 100)
-        fitting = {h: [u for u, free in gpus.items() if free >= need] for h, gpus in self.gpus.items()}
-        able = [h for h, free in fitting.items() if len(free) >= cards]
-        if len(able) < hosts:
+        fitting: dict[str, list[str]] = {}
+        for host_id in self.chance.sample(list(self.gpus), _LOOK_AT):
+            free = [uuid for uuid, room in self.gpus[host_id].items() if room >= need]
+            if len(free) >= cards and len(fitting) < hosts:
+                fitting[host_id] = free
+        if len(fitting) < hosts:
             self.decided = LOOK_EVERY
             return None
-        leader, *followers = self.chance.sample(sorted(able), hosts)
+        leader, *followers = fitting
         return Placement(
             host_id=leader,
             gpu_uuids=tuple(fitting[leader][:cards]),
@@ -139,17 +143,19 @@ class _Planner:
         return list(session.exec(select(ClaimRow).where(col(ClaimRow.instance_id).startswith(prefix))).all())
 
 
+_ROOM = select(GpuRow.host_id, GpuRow.uuid, GpuRow.allocatable - GpuRow.used)
+
+
 def _room(session: Session) -> dict[str, dict[str, int]]:
-    rows = session.execute(select(GpuRow.host_id, GpuRow.uuid, GpuRow.allocatable - GpuRow.used))
     found: dict[str, dict[str, int]] = {}
-    for host_id, uuid, free in rows:
+    for host_id, uuid, free in session.connection().execute(_ROOM).cursor.fetchall():
         found.setdefault(host_id, {})[uuid] = free
     return found
 
 
 def _take_down_the_guard() -> None:
     """In this process: what was seen before is trusted."""
-    claims._TAKE_GPU = (
+    guarded._TAKE_GPU = (
         update(GpuRow)
         .where(
             col(GpuRow.uuid) == bindparam("gpu"),
