@@ -133,7 +133,8 @@ def test_engine_does_exactly_what_was_booked(vllm_binary: Path, safetensors_mode
         answer = server.post("/v1/chat/completions", chat)
         assert "Paris" in answer.json()["choices"][0]["message"]["content"], answer.text
         tool = {"type": "function", "function": {"name": "capital", "parameters": {"type": "object", "properties": {}}}}
-        called = server.post("/v1/chat/completions", {**chat, "tools": [tool], "tool_choice": "required"})
+        calling = {**chat, "max_tokens": 200, "tools": [tool], "tool_choice": "required"}
+        called = server.post("/v1/chat/completions", calling)
         assert called.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "capital", called.text
         too_long = server.post("/v1/completions", {"model": "small", "prompt": "a " * 2000, "max_tokens": 1})
         assert too_long.status_code == 400, "longer than what was booked"

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fleet.engines.adapter import Install
+from fleet.engines.custom import Custom
 from fleet.engines.llama_cpp import LlamaCpp
 from fleet.inventory import EngineBuild
+from fleet.specs import CustomEngine
 from worker_host import install
 from worker_host.install import Engines, InstallFailed
 
@@ -37,18 +39,25 @@ class Tiny(LlamaCpp):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = "tiny_engine-1.0.dist-info"
-    files = {
-        "tiny_engine/server": b"#!/bin/sh\necho serving\n",
-        f"{folder}/METADATA": b"Metadata-Version: 2.1\nName: tiny-engine\nVersion: 1.0\nRequires-Dist: nonexistent\n",
-        f"{folder}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    folder = tmp_path_factory.mktemp("wheels")
+    return _wheel(folder, "tiny_engine", "nonexistent", files={"tiny_engine/server": b"#!/bin/sh\necho serving\n"})
+
+
+def _wheel(folder: Path, name: str, *requires: str, files: dict[str, bytes] | None = None) -> Path:
+    info = f"{name}-1.0.dist-info"
+    needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    metadata = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n{needs}"
+    held = {
+        **(files or {f"{name}.py": b""}),
+        f"{info}/METADATA": metadata.encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
-    files[f"{folder}/RECORD"] = f"{record}{folder}/RECORD,,\n".encode()
-    path = tmp_path_factory.mktemp("wheels") / "tiny_engine-1.0-py3-none-any.whl"
+    record = "".join(f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in held.items())
+    held[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
+        for file, data in held.items():
+            archive.writestr(file, data)
     return path
 
 
@@ -58,14 +67,14 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     seen: list[list[str]] = []
     run = install._run
 
-    def watched(command: list[str]) -> None:
+    def watched(command: list[str]) -> str:
         seen.append(command)
-        if "venv" in command:
-            run([*command, "--without-pip"])
-            [packages] = Path(command[-1]).glob("lib/python*/site-packages")
-            (packages / "pip.py").write_text(PIP)
-        else:
-            run(command)
+        if "venv" not in command:
+            return run(command)
+        said = run([*command, "--without-pip"])
+        [packages] = Path(command[-1]).glob("lib/python*/site-packages")
+        (packages / "pip.py").write_text(PIP)
+        return said
 
     monkeypatch.setattr(install, "_run", watched)
     return seen
@@ -127,6 +136,44 @@ async def test_binary_that_a_person_named_is_taken_as_it_is(tmp_path: Path) -> N
     assert await engines.ensure(tiny, "b1-abc") == Path("/opt/tiny/server")
     assert engines.installed(tiny, "") == Path("/opt/tiny/server"), "no version: what this host has"
     assert engines.installed(tiny, "1.0") is None
+
+
+@pytest.mark.slow
+async def test_engine_gets_what_it_requires_but_for_what_it_can_do_without(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = tmp_path_factory.mktemp("index")
+    needed = ("helper_a>=1", "un.wanted", 'never; python_version < "3"', 'extra_thing; extra == "all"')
+    _wheel(wheels, "large_engine", *needed, files={"large_engine/server": b"#!/bin/sh\n"})
+    _wheel(wheels, "helper_a", "brought_along")
+    _wheel(wheels, "brought_along")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+
+    class Large(LlamaCpp):
+        name = "large"
+
+        def install(self, version: str) -> Install:
+            return Install(
+                f"large-engine=={version}",
+                "lib/python*/site-packages/large_engine/server",
+                dependencies=True,
+                without=("un-wanted", "brought-along"),
+                files=(("large-1.0.dist-info/METADATA", "Name: large\n"),),
+            )
+
+    binary = await Engines(tmp_path, ()).ensure(Large(), "1.0")
+    packages = binary.parent.parent
+    assert (packages / "helper_a.py").exists()
+    assert not (packages / "brought_along.py").exists()
+    assert (packages / "large-1.0.dist-info" / "METADATA").read_text() == "Name: large\n"
+
+
+async def test_engine_that_names_its_own_program_is_always_there(tmp_path: Path) -> None:
+    build = EngineBuild(engine="custom", version="", origin="spec")
+    adapter = Custom(CustomEngine(command=["/opt/server"]))
+    assert Engines(tmp_path, (build,)).installed(adapter, "") == Path("/opt/server")
+    assert await Engines(tmp_path, (build,)).ensure(adapter, "") == Path("/opt/server")
 
 
 def _digest(data: bytes) -> str:
