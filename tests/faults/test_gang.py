@@ -21,6 +21,8 @@ from tests.stack_fixtures import asker
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 COMMAND_LINE = "tests.faults.two_hosts"
+PATIENT = {"HOLDFAST_TIMINGS": '{"lease_heartbeat": 30, "lease_grace": 30}'}
+"""Nobody is lost here, however long a worker takes to start again."""
 ALL_LAYERS = ["--n-gpu-layers", "99", "-fit", "off"]
 """Or llama.cpp would leave the other host's processor alone."""
 
@@ -42,7 +44,7 @@ def gang(
     tmp_path: Path,
 ) -> Iterator[StackOnNetwork]:
     """Hosts ``a``, which leads, and ``b``, with a replica over both that serves as ``smol``."""
-    stack = StackOnNetwork(tmp_path / "stack", engines=engines_folder, network=network)
+    stack = StackOnNetwork(tmp_path / "stack", engines=engines_folder, network=network, env=PATIENT)
     stack.set_command_line(COMMAND_LINE)
     try:
         stack.start()

@@ -127,11 +127,24 @@ async def test_a_follower_is_adopted_by_the_next_process_and_stopped_when_it_is_
     assert not world.alive(process)
 
 
+async def test_a_leader_that_would_go_on_alone_is_started_when_its_followers_can_be_reached(world: World) -> None:
+    launch = part(world, rank=0)
+    follower = launch.placement.followers[0]
+    await world.supervisor.take(launch, b"token")
+    waits = f"waiting for {follower.host_id}"
+    await eventually(lambda: waits in [r.message for r in world.control_plane.reports], what=waits)
+    assert world.starts() == []
+    with socket.create_server((follower.address, follower.ports[0])):
+        assert world.alive(await world.ready())
+
+
 async def test_a_leader_whose_gang_is_broken_is_stopped_without_waiting_for_its_requests(world: World) -> None:
     launch = part(world, rank=0)
     world.be_busy(busy=True)
-    await world.supervisor.take(launch, b"token")
-    process = await world.ready()
+    follower = launch.placement.followers[0]
+    with socket.create_server((follower.address, follower.ports[0])):
+        await world.supervisor.take(launch, b"token")
+        process = await world.ready()
     world.temporal.answers[b"token"] = WANTED
     await world.supervisor.hurry(EngineRef(instance_id=INSTANCE, fence=1))
     await world.gone()
