@@ -67,6 +67,20 @@ def test_registering_again_with_the_same_hardware_keeps_the_generation(database:
     assert host(database).labels == {"a": "b"}
 
 
+def test_what_a_host_tells_of_ports_and_its_fabric_is_kept(database: Database) -> None:
+    joined(database)
+    register(database, registration(port_range=(21000, 21009), fabric_address="10.0.0.7"))
+    row = host(database)
+    assert (row.port_first, row.port_last, row.fabric_address) == (21000, 21009, "10.0.0.7")
+    assert row.fingerprint == registration(port_range=(21000, 21009), fabric_address="10.0.0.7").inventory.fingerprint()
+    register(database, registration(port_range=(21000, 21001), fabric_address="10.0.0.7"))
+    assert (host(database).generation, host(database).port_last) == (row.generation, 21001)
+    register(database, registration(fabric_address="10.0.0.8"))
+    moved = host(database)
+    assert (moved.port_first, moved.port_last, moved.fabric_address) == (0, 0, "10.0.0.8")
+    assert moved.generation > row.generation, "gangs were told the address of before"
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import shutil
+from datetime import UTC, datetime
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, col, select
 
 from fleet.db import migrate, registry
 from fleet.db.session import Database
-from fleet.db.tables import RegistryRow
+from fleet.db.tables import ClaimRow, HostRow, RegistryRow
 
 
 def test_empty_database_is_brought_to_the_newest_revision(database_url: str) -> None:
@@ -102,6 +103,46 @@ def test_migration_that_fails_half_way_leaves_the_database_as_it_was(database_ur
     database.write(lambda s: s.execute(text("DROP TABLE registry")))
     migrate.upgrade(database_url)
     assert database.read(lambda s: s.get(RegistryRow, 1)) is not None
+    database.close()
+
+
+def test_claims_of_before_gangs_are_kept(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        copied = shutil.copytree(migrate._SCRIPTS, tmp_path / "migrations")
+        for path in (copied / "versions").glob("000[4-9]_*.py"):
+            path.unlink()
+        before.setattr(migrate, "_SCRIPTS", copied)
+        migrate.upgrade(database_url)
+    database = Database(database_url)
+    claim = (
+        "INSERT INTO claim (instance_id, fence, gpu_uuid, host_id, memory_bytes, state, placement, expires_at) VALUES"
+    )
+    host = (
+        "INSERT INTO host (id, name, machine_id, state, credential_hash, address, http_port, version, inventory,"
+        " labels, generation, ram_allocatable, ram_used, projection, joined_at, seen_at, message, maintenance,"
+        " maintenance_message, replacement_paused, durable)"
+        " VALUES ('h1', 'h1', '', 'ready', 'x', '', 0, '', '{}', '{}', 1,"
+        " 9, 7, 1, '2026-01-01', '2026-01-01', '', 'none', '', false, '{}')"
+    )
+    rows = (
+        "('a/0-a', 3, 'g1', 'h1', 5, 'bound', '{\"host_id\":\"h1\"}', NULL)",
+        "('b/0-a', 1, '', 'h1', 7, 'held', '{}', '2026-01-01 00:00:00')",
+    )
+    for statement in (host, *(f"{claim} {row}" for row in rows)):
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+    migrate.upgrade(database_url)
+    kept = database.read(lambda s: s.exec(select(ClaimRow).order_by(col(ClaimRow.instance_id))).all())
+    assert [(r.instance_id, r.fence, r.gpu_uuid, r.host_id, r.memory_bytes, r.state) for r in kept] == [
+        ("a/0-a", 3, "g1", "h1", 5, "bound"),
+        ("b/0-a", 1, "", "h1", 7, "held"),
+    ]
+    assert kept[0].placement == {"host_id": "h1"}
+    assert kept[1].expires_at == datetime(2026, 1, 1, tzinfo=UTC)
+    assert {(r.rank, r.hosts, r.priority) for r in kept} == {(0, 1, 1)}
+    assert database.read(lambda s: s.get_one(HostRow, "h1").fabric_address) == ""
+    # Both hosts of a gang have a row for their RAM.
+    database.write(lambda s: s.add(ClaimRow(**kept[1].model_dump() | {"host_id": "h2"})))
     database.close()
 
 

@@ -59,6 +59,8 @@ def test_host_need_not_register_anew_for_what_each_status_says(what_each_status_
         {"labels": {"a": "b"}},
         {"engines": (EngineBuild(engine="vllm", version="1"),)},
         {"vram_reserved_bytes": 1},
+        {"port_range": (20000, 20001)},
+        {"fabric_address": "10.0.0.1"},
         {"gpus": ()},
         {"gpus": (gpu("g1"), gpu("g3", index=1))},
         {"gpus": (gpu("g1", memory_bytes=99), gpu("g2", index=1))},

@@ -105,3 +105,31 @@ def _is_text(statement: ast.stmt | None) -> bool:
         and isinstance(statement.value, ast.Constant)
         and isinstance(statement.value.value, str)
     )
+
+
+def test_ports_of_engines_are_clear_of_what_others_listen_on() -> None:
+    first, last = Settings().host_ports
+    assert (first, last) == (20000, 21999)
+    own = (8480, 8481, 8482, 8233, 8234)
+    assert not any(first <= port <= last for port in own)
+    assert last < 32768, "from there on Linux hands out ports by itself"
+    assert Settings(host_port_range="1024-1024").host_ports == (1024, 1024)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"host_port_range": "20000"},
+        {"host_port_range": "20000-"},
+        {"host_port_range": "21000-20000"},
+        {"host_port_range": "1000-2000"},
+        {"host_port_range": "60000-65536"},
+        {"host_port_range": "8000-9000"},
+        {"host_port_range": "20000-20100", "port": 20050},
+        {"host_port_range": "20000-20100", "host_port": 20100},
+    ],
+    ids=str,
+)
+def test_a_range_of_ports_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="host_port_range"):
+        Settings(**wrong)  # type: ignore[arg-type]

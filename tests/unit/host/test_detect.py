@@ -51,6 +51,19 @@ def test_inventory_is_complete_and_leaves_ram_to_the_system(tmp_path: Path) -> N
     assert inventory.same_hardware(take_inventory(settings, "box"))
 
 
+def test_inventory_tells_ports_and_the_address_for_gangs(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, host_port_range="21000-21009", host_fabric_address="10.0.0.7")
+    inventory = take_inventory(settings, "box")
+    assert (inventory.port_range, inventory.fabric_address) == ((21000, 21009), "10.0.0.7")
+    assert not any("host_port_range" in note for note in inventory.notes)
+
+
+def test_ports_that_the_system_hands_out_too_are_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "ephemeral_ports", lambda: (32768, 60999))
+    inventory = take_inventory(Settings(home=tmp_path, host_port_range="32000-33000"), "box")
+    assert [n for n in inventory.notes if "32000-33000 overlaps" in n and "32768-60999" in n] != []
+
+
 def test_more_ram_reserved_than_there_is_leaves_none(tmp_path: Path) -> None:
     inventory = take_inventory(Settings(home=tmp_path, host_reserved_ram_bytes=1 << 60), "box")
     assert inventory.ram_allocatable_bytes == 0
