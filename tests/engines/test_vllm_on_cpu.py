@@ -158,11 +158,11 @@ def test_requests_are_seen_while_they_run(vllm_binary: Path, safetensors_model: 
     seen: set[float] = set()
     with started(vllm_binary, safetensors_model, tmp_path, guessing) as server:
         server.until_healthy()
-        body = {"model": "small", "prompt": "One", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        body = {"model": "small", "prompt": "One", "max_tokens": 120, "ignore_eos": True, "stream": True}
         url = str(server.get("/v1/models").request.url).replace("/v1/models", "/v1/completions")
         with httpx.stream("POST", url, json=body, timeout=120, trust_env=False) as answer:
             for number, _ in enumerate(answer.iter_lines()):
-                if number % 60 == 30:
+                if number % 20 == 10:
                     metrics = server.get(ADAPTER.metrics_path).text
                     if ADAPTER.busy(metrics):
                         seen.add((ADAPTER.progress(metrics) or (0.0, True))[0])
