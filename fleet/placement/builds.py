@@ -32,6 +32,10 @@ def usable_kinds(spec: EngineSpec, software: Software) -> frozenset[AcceleratorK
     return frozenset(kind for b in fitting(spec, software) for kind in b.accelerators) - {AcceleratorKind.CPU}
 
 
+def runs_in_ram(spec: EngineSpec, software: Software) -> bool:
+    return any(AcceleratorKind.CPU in b.accelerators for b in fitting(spec, software))
+
+
 def kinds_of_all(any_kind: bool) -> frozenset[AcceleratorKind]:
     return frozenset(AcceleratorKind) - {AcceleratorKind.CPU} if any_kind else frozenset()
 

@@ -11,6 +11,7 @@ from fleet.placement.refusal import Miss, Verdict, verdict
 from fleet.placement.search import Search
 from fleet.placement.table import Ints, Mask
 from fleet.placement.view import HostView
+from fleet.specs import PlacementSpec
 
 _NAMED_HOSTS = 8
 """A fleet of so many hosts is told host by host."""
@@ -150,13 +151,17 @@ def _cause(found: Verdict, name: Filter, hosts: Mask, number: int) -> str:
         Filter.VENDORS: f"{has} no card of {' or '.join(wish.vendors)}",
         Filter.GPU_TYPES: f"{has} no card of type {' or '.join(wish.gpu_types)}",
         Filter.GPU_IDS: f"{has} none of the GPUs that placement.gpu_ids names",
-        Filter.ACCELERATOR: f"{has} no build of {engine} that can use the cards there" + _own_image(search),
+        Filter.ACCELERATOR: f"{has} no build of {engine} that {_use(wish)}" + _own_image(search),
         Filter.FABRIC: f"{has} no address on a network for replicas that span hosts",
         Filter.PORTS: f"{has} no port left for another engine",
     }
     if name is Filter.MODEL:
         return _cannot(found, hosts)
     return _share_only(found, are) if name is Filter.GANG else texts[name]
+
+
+def _use(wish: PlacementSpec) -> str:
+    return "runs on CPUs" if wish.gpus_per_replica == 0 else "can use the cards there"
 
 
 def _own_image(search: Search) -> str:

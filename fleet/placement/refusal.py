@@ -53,10 +53,14 @@ def _by_room(search: Search, hosts: Mask, misses: tuple[Miss, ...]) -> dict[Filt
         return _by_ram(search, hosts)
     removed, left = _one_by_one(_card_filters(search), hosts)
     if search.cpu:
-        removed = _by_ram(search, hosts & ~left)
-    for name, found in _by_way(search, left, misses).items():
-        removed[name] = removed.get(name, False) | found
-    return removed
+        on_cpus = search.suited.in_ram
+        removed = {name: found & ~on_cpus for name, found in removed.items()}
+        removed = _together(removed, _by_ram(search, hosts & ~left & on_cpus))
+    return _together(removed, _by_way(search, left, misses))
+
+
+def _together(one: dict[Filter, Mask], other: dict[Filter, Mask]) -> dict[Filter, Mask]:
+    return {**one, **{name: one.get(name, False) | found for name, found in other.items()}}
 
 
 def _one_by_one(filters: list[tuple[Filter, Mask]], among: Mask) -> tuple[dict[Filter, Mask], Mask]:
@@ -108,8 +112,9 @@ def _hosts_of(cards: Mask, host: Ints, size: int) -> Mask:
 def _by_ram(search: Search, hosts: Mask) -> dict[Filter, Mask]:
     if not search.cpu:
         return {Filter.MODEL: hosts}
+    able = hosts & search.suited.in_ram
     enough = search.fleet.host["ram_free"] >= min(need.ram_bytes for need in search.cpu)
-    return {Filter.RAM: hosts & ~enough, Filter.PORTS: hosts & enough}
+    return {Filter.ACCELERATOR: hosts & ~able, Filter.RAM: able & ~enough, Filter.PORTS: able & enough}
 
 
 def _by_way(search: Search, hosts: Mask, misses: tuple[Miss, ...]) -> dict[Filter, Mask]:

@@ -86,7 +86,7 @@ class Search:
 
     def _could_ever(self, hosts: Mask) -> bool:
         empty = self.fleet.emptied()
-        if any(len(self._with_room(need, hosts, empty)) for need in self.cpu):
+        if any(len(self._with_room(need, hosts & self.suited.in_ram, empty)) for need in self.cpu):
             return True
         return self._on_cards(hosts, empty, (1.0,)) is not None
 
@@ -205,7 +205,7 @@ class Search:
 
     def _in_ram(self, hosts: Mask, room: Room) -> Decision | None:
         for need in self.cpu:
-            able = self._with_room(need, hosts, room)
+            able = self._with_room(need, hosts & self.suited.in_ram, room)
             if len(able):
                 free = self.fleet.host["ram_free"]
                 packed = -free if self.wish.strategy == "spread" else free

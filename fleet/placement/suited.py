@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from functools import cached_property
 
-from fleet.placement.builds import Software, fitting, usable_kinds
+from fleet.placement.builds import Software, fitting, runs_in_ram, usable_kinds
 from fleet.placement.decision import Filter
 from fleet.placement.fleet import Fleet
 from fleet.placement.request import PlacementRequest
@@ -67,6 +67,11 @@ class Suited:
     def usable(self, gpu_class: GpuClass) -> Mask:
         """Whose engine can use cards of that class."""
         return self._fleet.where_software(lambda s: gpu_class.kind in usable_kinds(self._spec, s))
+
+    @cached_property
+    def in_ram(self) -> Mask:
+        """Whose engine runs on CPUs."""
+        return self._fleet.where_software(lambda s: runs_in_ram(self._spec, s))
 
     @cached_property
     def named_cards(self) -> Mask | None:

@@ -96,6 +96,16 @@ def test_answer_says_all_that_the_claim_and_the_host_need() -> None:
     assert (in_ram.gpu_uuids, in_ram.gpu_bytes, in_ram.ram_bytes, in_ram.replicas_there) == ((), 0, GIB, 2)
 
 
+def test_engine_that_runs_on_cards_alone_is_not_put_into_ram() -> None:
+    cards_only = (EngineBuild(engine="llama_cpp", version="1", accelerators=(AcceleratorKind.NVIDIA,)),)
+    [reason] = refused(request(gpus_per_replica=0), host(engines=cards_only))
+    assert reason == "a-name: has no build of llama_cpp 1 that runs on CPUs"
+    [reason] = refused(request(), host(engines=cards_only))
+    assert "has no GPU that takes claims" in reason
+    answer = chosen(request(), host("a", engines=cards_only), host("b"))
+    assert answer.host_id == "b"
+
+
 def test_gpu_is_taken_where_there_is_one_with_room_else_ram() -> None:
     assert chosen(request(), host(gpus=(80 * GIB,))).gpu_uuids == ("a-gpu-0",)
     assert chosen(request(), host(gpus=(GIB - 1,))).gpu_uuids == ()

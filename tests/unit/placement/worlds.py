@@ -204,7 +204,11 @@ def possible(asked: PlacementRequest, needs: Needs, fleet: list[HostView]) -> bo
             if most >= need.shape.hosts:
                 return True
     in_ram = () if asked.spec.placement.gpus_per_replica else needs.cpu
-    return any(suits(asked, h) and has_room(h, need) for need in in_ram for h in fleet)
+    return any(suits(asked, h) and on_cpus(asked, h) and has_room(h, need) for need in in_ram for h in fleet)
+
+
+def on_cpus(asked: PlacementRequest, host: HostView) -> bool:
+    return any(CPU in build.accelerators for build, _ in builds(asked, host))
 
 
 def is_right(asked: PlacementRequest, needs: Needs, fleet: list[HostView], decision: Decision) -> bool:
@@ -218,6 +222,7 @@ def is_right(asked: PlacementRequest, needs: Needs, fleet: list[HostView], decis
         assert (seat.ram_bytes, seat.ports) == (decision.need.ram_bytes, decision.need.ports)
         if decision.gpu_class is None:
             assert decision.need in needs.cpu
+            assert on_cpus(asked, host)
             assert not seat.gpu_uuids
         else:
             assert cards_are_right(asked, host, seat, decision.need, decision.gpu_class)
