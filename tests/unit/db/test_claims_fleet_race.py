@@ -126,8 +126,12 @@ def _ports_of_claims(session: Session) -> set[tuple[str, int, str, int]]:
 
 def _all_gone(database: Database) -> None:
     """What was never taken up expires; the rest is given up, and its hosts confirm."""
-    database.write(lambda s: claims.expire(s, datetime.now(UTC) + timedelta(hours=1)))
-    for instance_id, fence in sorted(database.read(_claims_held)):
-        database.write(partial(claims.give_up, instance_id=instance_id, fence=fence))
-    for host in range(HOSTS):
-        database.write(partial(claims.confirm_gone, host_id=f"h{host:04d}", running=set()))
+
+    def give_up_and_confirm(session: Session) -> None:
+        claims.expire(session, datetime.now(UTC) + timedelta(hours=1))
+        for instance_id, fence in sorted(_claims_held(session)):
+            claims.give_up(session, instance_id, fence)
+        for host in range(HOSTS):
+            claims.confirm_gone(session, f"h{host:04d}", set())
+
+    database.write(give_up_and_confirm)
