@@ -127,9 +127,7 @@ class DeploymentWorkflow:
         if unknown:
             raise ApplicationError(f"there is no instance {unknown[0]}", type="UnknownInstance", non_retryable=True)
 
-    @workflow.signal(
-        name=ids.LEAVE_SIGNAL, description="Replace them: for a drain, or for who needs their room"
-    )
+    @workflow.signal(name=ids.LEAVE_SIGNAL, description="Replace them: for a drain, or for who needs their room")
     def instances_leave(self, wanted: InstancesLeave) -> None:
         self._deployment = leave(self._deployment, wanted)
 

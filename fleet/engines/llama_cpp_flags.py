@@ -76,6 +76,8 @@ def derived(start: Start) -> list[Derived]:
         Derived("--n-gpu-layers", _layers(start)),
         Derived("--cache-ram", "128"),
     ]
+    if start.is_gang:  # else it would decide anew how much the other hosts get
+        flags.append(Derived("-fit", "off"))
     return [*flags, *_sized(start), *_kv_cache(spec), *_task(start.card), *_extras(spec)]
 
 
@@ -109,9 +111,10 @@ def fields(spec: EngineSpec) -> dict[str, tuple[str, object]]:
 
 
 def _layers(start: Start) -> str:
-    if not any(member.gpu_uuids for member in start.members) and not start.on_gpu:
-        return "0"
     layers = start.sizing.gpu_layers if start.sizing is not None else None
+    lends = start.is_gang and layers is not None
+    if not any(member.gpu_uuids for member in start.members) and not start.on_gpu and not lends:
+        return "0"
     return "999" if layers is None else str(layers)
 
 

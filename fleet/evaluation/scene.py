@@ -41,7 +41,7 @@ def of_fleet(fleet: Fleet, wish: PlacementSpec) -> tuple[Cards, ...]:
     """Those that the spec allows, the roomiest first; last the RAM, if cards are not asked for."""
     classes = [c for c in fleet.present_classes() if wished(wish, c[1])] if wish.gpus_per_replica != 0 else []
     found = sorted((_of_class(fleet, wish, *c) for c in classes), key=_roomiest)
-    return (*found, *([] if wish.gpus_per_replica or not len(fleet) else [_ram(fleet)]))
+    return (*found, *([] if wish.gpus_per_replica or not len(fleet) else [_ram(fleet, wish)]))
 
 
 def of_catalog(machines: Sequence[Machine], wish: PlacementSpec) -> tuple[Cards, ...]:
@@ -84,7 +84,7 @@ def _claimable(fleet: Fleet) -> Column:
     return room
 
 
-def _ram(fleet: Fleet) -> Cards:
+def _ram(fleet: Fleet, wish: PlacementSpec) -> Cards:
     most = int(fleet.host["ram_total"].max())
     return Cards(
         gpu=GpuClass(kind=AcceleratorKind.CPU, name="RAM", memory_bytes=most),
@@ -92,7 +92,7 @@ def _ram(fleet: Fleet) -> Cards:
         gpus=0,
         hosts=len(fleet),
         most_per_host=0,
-        most_hosts=1,
+        most_hosts=max(1, min(MOST_HOSTS, int(fleet.host["fabric"].sum()))) if wish.multi_host else 1,
     )
 
 

@@ -1,9 +1,13 @@
 """Which cards of a host work best together. Pure."""
 
 from collections.abc import Sequence
+from itertools import combinations
+from math import comb
 
 from fleet.placement.view import GpuView
 
+_FEW_SETS = 70
+"""Halves of eight cards."""
 _DIRECT, _SAME_NODE, _ACROSS, _UNKNOWN = 5, 40, 50, 45
 
 
@@ -40,19 +44,29 @@ def nodes(gpus: Sequence[GpuView]) -> list[int]:
 def closest(gpus: Sequence[GpuView], free: Sequence[int], count: int) -> tuple[GpuView, ...]:
     """``count`` of ``gpus`` that lie closest together, of equal ones those with the least free; in rank order.
 
-    Grown from each card in turn by the one that is nearest to those chosen: all sets would be too many on hosts with
-    more than eight cards.
+    Of up to eight cards the best of all sets. Of more, sets are grown from each card in turn by the one that is nearest
+    to those chosen: all would be too many.
     """
     listed = sorted(zip(gpus, free, strict=True), key=lambda pair: (pair[0].index, pair[0].uuid))
     gpus, free = [gpu for gpu, _ in listed], [left for _, left in listed]
     order = sorted(range(len(gpus)), key=lambda n: (free[n], gpus[n].uuid))
-    chosen = order[:count] if count in (1, len(gpus)) else _grown(gpus, free, order, count)
+    chosen = order[:count] if count in (1, len(gpus)) else _chosen(gpus, free, order, count)
     first, node = islands(gpus), nodes(gpus)
     return tuple(gpus[n] for n in sorted(chosen, key=lambda n: (first[n], node[n], n)))
 
 
-def _grown(gpus: Sequence[GpuView], free: Sequence[int], order: Sequence[int], count: int) -> list[int]:
+def _chosen(gpus: Sequence[GpuView], free: Sequence[int], order: Sequence[int], count: int) -> Sequence[int]:
     apart = [[_cost(a, b) for b in gpus] for a in gpus]
+    if comb(len(gpus), count) > _FEW_SETS:
+        return _grown(apart, free, order, count)
+
+    def key(some: tuple[int, ...]) -> tuple[int, int]:
+        return sum(apart[a][b] for a, b in combinations(some, 2)), sum(free[n] for n in some)
+
+    return min(combinations(order, count), key=key)  # of equal ones the first in order
+
+
+def _grown(apart: list[list[int]], free: Sequence[int], order: Sequence[int], count: int) -> list[int]:
     place = {n: at for at, n in enumerate(order)}
     alone = [sum(sorted(row)[:count]) for row in apart]  # of two that are as far, the one that has others near it
     best: tuple[tuple[int, int, list[int]], list[int]] | None = None

@@ -192,7 +192,8 @@ def _gangs_only(search: Search) -> bool:
 
 
 def _share_only(found: Verdict, are: str) -> str:
-    sizes = [m.option.need.shape.hosts for m in found.misses if m.option.need.shape.hosts > 1]
+    needs = [*(m.option.need for m in found.misses), *found.search.cpu]
+    sizes = [need.shape.hosts for need in needs if need.shape.hosts > 1]
     how_many = f"{min(sizes)} with one build of the engine" if sizes else "more"
     return f"{are} each able to take a share, but {how_many} are needed at a time"
 

@@ -112,9 +112,19 @@ def _hosts_of(cards: Mask, host: Ints, size: int) -> Mask:
 def _by_ram(search: Search, hosts: Mask) -> dict[Filter, Mask]:
     if not search.cpu:
         return {Filter.MODEL: hosts}
-    able = hosts & search.suited.in_ram
-    enough = search.fleet.host["ram_free"] >= min(need.ram_bytes for need in search.cpu)
-    return {Filter.ACCELERATOR: hosts & ~able, Filter.RAM: able & ~enough, Filter.PORTS: able & enough}
+    able, host = hosts & search.suited.in_ram, search.fleet.host
+    alone = [need.ram_bytes for need in search.cpu if need.shape.hosts == 1]
+    shares = [need for need in search.cpu if need.shape.hosts > 1]
+    whole = able & (host["ram_free"] >= min(alone)) if alone else np.zeros_like(able)
+    share = able & ~whole & (host["ram_free"] >= min(n.ram_bytes for n in shares)) if shares else np.zeros_like(able)
+    open_ports = host["ports_free"] >= max((n.ports for n in shares), default=0)
+    return {
+        Filter.ACCELERATOR: hosts & ~able,
+        Filter.RAM: able & ~whole & ~share,
+        Filter.FABRIC: share & ~host["fabric"],
+        Filter.PORTS: whole | (share & host["fabric"] & ~open_ports),
+        Filter.GANG: share & host["fabric"] & open_ports,
+    }
 
 
 def _by_way(search: Search, hosts: Mask, misses: tuple[Miss, ...]) -> dict[Filter, Mask]:

@@ -52,7 +52,9 @@ class Search:
         self.request, self.needs, self.fleet, self.wish = request, needs, fleet, request.spec.placement
         self.suited = Suited(request, fleet, files)
         self.bands = options(self.wish, needs, fleet) if self.wish.gpus_per_replica != 0 else []
-        self.cpu = needs.cpu if not self.wish.gpus_per_replica else ()
+        self.cpu = tuple(n for n in needs.cpu if n.shape.hosts == 1 or self.wish.multi_host)
+        if self.wish.gpus_per_replica:
+            self.cpu = ()
         self._far = ~fleet.rows(near) if near else None
         self._tie = _turned(fleet.order(), len(fleet), seed)
         self._usable = {o.code: self.suited.usable(o.gpu_class) for band in self.bands for o in band}
@@ -173,16 +175,19 @@ class Search:
 
     def _gang(self, option: Option, able: Ints, cards: Ints, counts: Ints) -> _Spot | None:
         """Whole or not at all, with one build of the engine, in the tightest domain that holds it."""
+        found = self._tightest(option.need.shape.hosts, able, counts)
+        return _Spot(found[0], found[1], option, cards, found[2]) if found is not None else None
+
+    def _tightest(self, size: int, able: Ints, left: Ints) -> tuple[Key, tuple[int, ...], EngineBuild] | None:
+        """``size`` of ``able``, by rank, and the build that they share. ``left``: less of it is better."""
         able = able[self.fleet.host["fabric"][able]]
-        size = option.need.shape.hosts
-        domains = Domains(self.fleet)
-        spots = []
+        domains, spots = Domains(self.fleet), []
         for build in self.gang_builds() if len(able) >= size else ():
             same = able[self._runs(build)[able]]
-            found = domains.tightest(same, size, self.wish.spread_by, *self._gang_columns(counts))
+            found = domains.tightest(same, size, self.wish.spread_by, *self._gang_columns(left))
             if found is not None:
-                spots.append(_Spot(found[0], found[1], option, cards, build))
-        return min(spots, key=lambda spot: spot.key, default=None)
+                spots.append((*found, build))
+        return min(spots, key=lambda spot: spot[0], default=None)
 
     def _gang_columns(self, counts: Ints) -> tuple[list[Ints], list[Ints]]:
         replicas = [] if self.wish.strategy == "binpack" else self._replicas()
@@ -206,13 +211,23 @@ class Search:
     def _in_ram(self, hosts: Mask, room: Room) -> Decision | None:
         for need in self.cpu:
             able = self._with_room(need, hosts & self.suited.in_ram, room)
-            if len(able):
+            if need.shape.hosts > 1:
+                if (gang := self._gang_in_ram(need, able)) is not None:
+                    return gang
+            elif len(able):
                 free = self.fleet.host["ram_free"]
                 packed = -free if self.wish.strategy == "spread" else free
                 replicas = [] if self.wish.strategy == "binpack" else self._replicas()
                 _, best = self._ranked(able, [*replicas, packed, *self._distance()])
                 return self._decision(need, None, (self._seat(need, best, ()),), None)
         return None
+
+    def _gang_in_ram(self, need: Need, able: Ints) -> Decision | None:
+        found = self._tightest(need.shape.hosts, able, self.fleet.host["ram_free"])
+        if found is None:
+            return None
+        _, rows, build = found
+        return self._decision(need, None, tuple(self._seat(need, row, ()) for row in rows), build)
 
     def _with_room(self, need: Need, hosts: Mask, room: Room) -> Ints:
         return np.flatnonzero(self._roomy(need, hosts, room))

@@ -86,6 +86,7 @@ def _fit(plan: Plan) -> Fit:
     refused = "" if plan.question.engine == "llama_cpp" else refusal(facts, shape)
     if refused:
         return Fit(shape=shape, limit=refused)
+    plan = _over_hosts_in_ram(plan)
     asked = plan.asked()
     if asked is None:
         plan = _partly_offloaded(plan) or plan
@@ -107,6 +108,16 @@ def _explained(plan: Plan, fitting: Fit) -> Fit:
     return fitting.model_copy(update={"limit": limit, "remedy": remedy_of(plan)})
 
 
+def _over_hosts_in_ram(plan: Plan) -> Plan:
+    """llama.cpp lends the RAM of other hosts as if they were cards: the leader keeps as many layers as each of them."""
+    question = plan.question
+    shape, layers = question.shape, question.facts.layers_total
+    if question.engine != "llama_cpp" or not question.on_cpu or shape.hosts == 1:
+        return plan
+    given = question.workload.gpu_layers
+    return replace(plan, gpu_layers=layers * (shape.hosts - 1) // shape.hosts if given is None else given)
+
+
 def _partly_offloaded(plan: Plan) -> Plan | None:
     """llama.cpp: the same with as many layers on the cards as fit; None: not one does, or it is not to be chosen."""
     question = plan.question
@@ -126,7 +137,7 @@ def _warnings(plan: Plan) -> tuple[str, ...]:
     found = list(doubts(facts, question.shape)) if question.engine != "llama_cpp" else []
     if load.context is not None and facts.context and load.context > facts.context:
         found.append(f"the model was made for {facts.context:,} tokens, not for {load.context:,}")
-    if plan.gpu_layers is not None:
+    if plan.gpu_layers is not None and not question.on_cpu:
         found.append(f"only {plan.gpu_layers} of {facts.layers_total + 1} layers fit onto the GPU: slow")
     if load.draft is not None and load.draft.method == "mtp" and not facts.mtp_layers:
         found.append("the model has no layers for multi-token prediction")

@@ -12,13 +12,18 @@ def shapes(
     """Candidates, fewest GPUs first, then fewest hosts. ``gpus``: only those with so many, if there are any.
 
     Tensor parallelism stays within a host, pipeline stages are hosts. On one host stages are used only where a person
-    wants a number of GPUs that does not divide the model. llama.cpp spreads layers over the cards of one host.
-    ``most_gpus_per_host`` 0 (or ``gpus`` 0): the one shape of CPUs.
+    wants a number of GPUs that does not divide the model. llama.cpp spreads layers over the cards of one host, or over
+    one card (on CPUs: the RAM) of each of several. ``most_gpus_per_host`` 0 (or ``gpus`` 0): on CPUs.
     """
-    if gpus == 0 or most_gpus_per_host == 0:
-        return (Shape(),)
+    on_cpus = gpus == 0 or most_gpus_per_host == 0
     if engine == "llama_cpp":
-        return tuple(Shape(pipeline_parallel=n) for n in _numbers(most_gpus_per_host, gpus))
+        over_hosts = tuple(Shape(pipeline_parallel=n, hosts=n) for n in range(2, most_hosts + 1))
+        if on_cpus:
+            return (Shape(), *over_hosts)
+        alone = tuple(Shape(pipeline_parallel=n) for n in _numbers(most_gpus_per_host, gpus))
+        return (*alone, *(s for s in over_hosts if gpus in (None, s.gpus)))
+    if on_cpus:
+        return (Shape(),)
     ranks = [n for n in range(1, most_gpus_per_host + 1) if _divides(facts, n)]
     found = [
         Shape(tensor_parallel=n, pipeline_parallel=hosts, hosts=hosts)

@@ -38,7 +38,8 @@ class LlamaCpp:
         self.batched_tokens = load.batched_tokens or _UBATCH
         every = facts.layers_total + 1
         wanted = load.gpu_layers if gpu_layers is None else gpu_layers
-        self.gpu_layers = 0 if question.on_cpu else every if wanted is None else min(wanted, every)
+        alone = question.on_cpu and question.shape.hosts == 1
+        self.gpu_layers = 0 if alone else every if wanted is None else min(wanted, every)
 
     @property
     def whole(self) -> bool:
@@ -50,6 +51,7 @@ class LlamaCpp:
         compute = _or(measured.compute_bytes, compute_bytes(self.question, cells(context)))
         if self.question.on_cpu:
             weights = _or(measured.weights_bytes, self.question.facts.weight_bytes)
+            weights = weights if self.question.shape.hosts == 1 else self._on_fullest_host
             output = self._output
             return {"weights": weights, "compute": compute, "output": output, "runtime": _RUNTIME + _PROMPT_CACHE}
         weights = measured.weights_bytes if measured.weights_bytes is not None and self.whole else self._on_card
@@ -63,7 +65,7 @@ class LlamaCpp:
         """On CPUs all of it; else the part of the layers of the fullest card."""
         one = slot_bytes(self.question, cells(context))
         if self.question.on_cpu:
-            return one * requests
+            return ceil(one * self._layers_on_host / max(1, self.question.facts.layers_total)) * requests
         return ceil(one * self._layers_on_card / max(1, self.question.facts.layers_total)) * requests
 
     def concurrency(self, kv_bytes: int, context: int) -> float:
@@ -117,6 +119,23 @@ class LlamaCpp:
         for index, size in enumerate(units):
             sums[index * cards // len(units)] += size
         return max(sums)
+
+    @cached_property
+    def _on_fullest_host(self) -> int:
+        """Of several that lend their RAM: the leader keeps what it does not lend out."""
+        others, units = self.question.shape.hosts - 1, self._units
+        sums = [0] * others
+        for index, size in enumerate(units):
+            sums[index * others // len(units)] += size
+        return max(*sums, self.question.facts.weight_bytes - sum(units))
+
+    @cached_property
+    def _layers_on_host(self) -> int:
+        hosts, layers = self.question.shape.hosts, self.question.facts.layers_total
+        if hosts == 1:
+            return layers
+        lent = min(self.gpu_layers, layers)
+        return max(layers - lent, ceil(lent / (hosts - 1)))
 
     @cached_property
     def _layers_on_card(self) -> int:

@@ -25,9 +25,12 @@ def sizes(*found: Shape) -> list[tuple[int, int, int]]:
         ("vllm", QWEN_8B, 8, 2, 16, [(8, 2, 2)]),
         ("vllm", QWEN_8B, 4, 1, 16, []),
         ("vllm", QWEN_8B, 8, 1, 0, [(1, 1, 1)]),
-        ("llama_cpp", QWEN_8B, 3, 4, None, [(1, 1, 1), (1, 2, 1), (1, 3, 1)]),
+        ("llama_cpp", QWEN_8B, 3, 1, None, [(1, 1, 1), (1, 2, 1), (1, 3, 1)]),
+        ("llama_cpp", QWEN_8B, 2, 3, None, [(1, 1, 1), (1, 2, 1), (1, 2, 2), (1, 3, 3)]),
+        ("llama_cpp", QWEN_8B, 2, 3, 3, [(1, 3, 3)]),
         ("llama_cpp", QWEN_8B, 3, 4, 5, []),
-        ("llama_cpp", QWEN_8B, 0, 4, None, [(1, 1, 1)]),
+        ("llama_cpp", QWEN_8B, 0, 1, None, [(1, 1, 1)]),
+        ("llama_cpp", QWEN_8B, 0, 3, None, [(1, 1, 1), (1, 2, 2), (1, 3, 3)]),
     ],
 )
 def test_shapes(
