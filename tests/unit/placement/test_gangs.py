@@ -98,3 +98,33 @@ def test_gang_is_no_alternative_where_too_few_others_could_ever_run_it() -> None
     assert decided(excluding, box("a"), box("b"), box("c"), needs=gang(2)).hosts == ("b", "c")
     full = box("c", free=GIB)
     assert "excluded after failures" in refused(excluding, box("a"), box("b"), full, needs=gang(2))[0]
+
+
+# -- in RAM ------------------------------------------------------------------------------------------------------------
+
+SHARED = Needs(
+    cpu=(Need(ram_bytes=6 * GIB), Need(Shape(pipeline_parallel=2, hosts=2), ram_bytes=3 * GIB, ports=2)),
+)
+
+
+def small(host_id: str, free: int = 4 * GIB, **more: Any) -> HostView:
+    return replace(host(host_id, free, fabric_address=f"10.0.0.{ord(host_id)}"), **more)
+
+
+def test_model_that_no_host_has_ram_for_alone_lies_in_that_of_two() -> None:
+    fleet = (small("a"), small("b"), small("c", 5 * GIB))
+    found = decided(request(multi_host=True), *fleet, needs=SHARED)
+    assert (found.gpu_class, found.hosts) == (None, ("a", "b"))
+    assert {(seat.gpu_uuids, seat.ram_bytes, seat.ports) for seat in found.seats} == {((), 3 * GIB, 2)}
+    alone = decided(request(multi_host=True), *fleet, small("d", 8 * GIB), needs=SHARED)
+    assert alone.hosts == ("d",), "one host is better than two"
+
+
+def test_why_a_model_does_not_lie_in_the_ram_of_two() -> None:
+    [reason] = refused(request(), small("a"), needs=SHARED)
+    assert "RAM" in reason, "it was not asked for"
+    reasons = refused(request(multi_host=True), small("a"), small("b", fabric_address=""), needs=SHARED)
+    assert "able to take a share, but 2 with one build of the engine are needed" in reasons[0]
+    assert "b-name: has no address on a network for replicas that span hosts" in reasons
+    [reason, _] = refused(request(multi_host=True), small("a", 2 * GIB), small("b"), needs=SHARED)
+    assert "RAM" in reason

@@ -349,3 +349,15 @@ def test_a_whole_a100_leaves_something_for_the_cuda_context() -> None:
     assert full is not None
     assert full.utilization is not None
     assert full.utilization <= 0.95
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 4])
+def test_llama_cpp_divides_layers_and_their_cache_among_the_ram_of_hosts(hosts: int) -> None:
+    model, load = gguf(), Workload(context=4096, concurrency=4)
+    alone = asked(fit("llama_cpp", "0.1.2", model, load, CPUS, Shape()))
+    shared = asked(fit("llama_cpp", "0.1.2", model, load, CPUS, Shape(pipeline_parallel=hosts, hosts=hosts)))
+    layers = model.layers_total
+    assert shared.gpu_layers == layers * (hosts - 1) // hosts
+    assert shared.terms["kv_cache"] * hosts >= alone.terms["kv_cache"], "all of it is somewhere"
+    assert shared.terms["kv_cache"] <= alone.terms["kv_cache"] * (1 / hosts + 1 / layers)
+    assert shared.ram_bytes < alone.ram_bytes
