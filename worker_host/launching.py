@@ -31,7 +31,7 @@ def start_of(
         model_path=here.model_path or placement.model_path,
         gpu_uuids=here.gpu_uuids,
         address=address,
-        port=_port(here.ports),
+        port=_port(here.ports, known_to_others=launch.rank > 0),
         cpu_count=cpu_count,
         sizing=placement.sizing,
         card=placement.card,
@@ -74,16 +74,26 @@ def _on_this_host(spec: EngineSpec, models: Path) -> EngineSpec:
     return spec.model_copy(update={"lora": loras, "speculative": draft})
 
 
-def _port(claimed: Sequence[int]) -> int:
-    if not claimed:
-        return free_port()
+def _port(claimed: Sequence[int], *, known_to_others: bool) -> int:
+    """The one that was claimed; if somebody else has it, which the ledger cannot know, any other: requests come through
+    this host. Only what others of a gang were told must be kept. Raises CannotStart."""
+    if claimed and _is_free(claimed[0]):
+        return claimed[0]
+    if claimed and known_to_others:
+        raise CannotStart(f"address already in use: {LOOPBACK}:{claimed[0]}, which was claimed for it")
+    if claimed:
+        log.warning("port %d was claimed for an engine, but somebody else has it: another one is taken", claimed[0])
+    return free_port()
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, claimed[0]))
-        except OSError as error:
-            raise CannotStart(f"address already in use: {LOOPBACK}:{claimed[0]}, which was claimed for it") from error
-    return claimed[0]
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
 
 
 def _interface(address: str) -> str:

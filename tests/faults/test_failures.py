@@ -40,6 +40,7 @@ done
 case "$MISHAP" in
     crash) if [ -e "$flag" ]; then echo 'something is wrong'; exit 3; fi ;;
     model_deleted) case "$model" in */soon-gone.gguf) rm "$model" ;; esac ;;
+    model_damaged) case "$model" in */soon-damaged.gguf) cp "$model.left" "$model" ;; esac ;;
     disk_full) cp /proc/cpuinfo /dev/full || exit 1 ;;
     port_taken)
         if [ ! -e "$flag" ]; then
@@ -158,15 +159,32 @@ def test_model_deleted_between_placement_and_start_is_said_and_not_tried_for_eve
             assert "gave up after 3 failures" in instance["message"]
 
 
-@pytest.mark.parametrize("damage", ["cut off", "overwritten"])
-def test_damaged_model_is_tried_once_more_and_then_said(
-    stack: Stack, tmp_path: Path, small_model: Path, damage: str
-) -> None:
+DAMAGES = {"cut off": b"", "overwritten": b"GGUF" + b"\xff" * 4096}
+"""What is left of a model."""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_model_is_refused_at_once(stack: Stack, tmp_path: Path, small_model: Path, damage: str) -> None:
     model = tmp_path / "damaged.gguf"
     with small_model.open("rb") as whole:
-        model.write_bytes(whole.read(20 << 20) if damage == "cut off" else b"GGUF" + b"\xff" * 4096)
+        model.write_bytes(DAMAGES[damage] or whole.read(20 << 20))
+    spec = {"model": {"path": str(model)}, "placement": {"host_selector": {"for": "mishaps"}}}
+    answer = stack.http.post("/deployments", json={"name": "failing", "spec": spec})
+    problem = answer.json()
+    assert (answer.status_code, problem["field"]) == (422, "spec.model.path"), problem
+    assert "damaged.gguf is" in problem["detail"]
+    assert problem["hint"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_model_damaged_after_it_was_looked_at_is_tried_once_more_and_then_said(
+    stack: Stack, tmp_path: Path, small_model: Path, damage: str
+) -> None:
+    model = tmp_path / "soon-damaged.gguf"
+    shutil.copyfile(small_model, model)
+    (tmp_path / "soon-damaged.gguf.left").write_bytes(DAMAGES[damage] or small_model.read_bytes()[: 20 << 20])
     with nobody_notices(stack):
-        deploy(stack, model, "none", {**TWICE, "max_failures": 5})
+        deploy(stack, model, "model_damaged", {**TWICE, "max_failures": 5})
         instance = failed(stack)
         assert "corrupt_file" in instance["message"]
         assert instance["restarts"] == 1

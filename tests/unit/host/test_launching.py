@@ -67,12 +67,16 @@ def test_claimed_port_is_the_engines() -> None:
     assert (made.port, made.ports) == (port, (port, port + 1))
 
 
-def test_claimed_port_that_is_taken_is_a_failure_of_its_class() -> None:
+def test_claimed_port_that_somebody_else_has_is_given_up_where_nobody_was_told_of_it() -> None:
     with socket.socket() as other:
         other.bind((LOOPBACK, 0))
         other.listen()
+        taken = other.getsockname()[1]
+        made = start(launch_of(ports=(taken,)))
+        assert 0 < made.port != taken
+        follower = Member(host_id="h1", address=LOOPBACK, ports=(taken,))
         with pytest.raises(CannotStart, match="already in use") as failed:
-            start(launch_of(ports=(other.getsockname()[1],)))
+            start(launch_of(1, followers=(follower,), address="10.0.0.1", ports=(1, 2)))
     assert classify(None, str(failed.value), served=False).failure_class == "port"
 
 
