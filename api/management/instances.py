@@ -19,6 +19,8 @@ from fleet.db.tables import DeploymentRow, HostRow, InstanceRow
 from fleet.errors import Conflict, NotFound, Unavailable
 from fleet.host_client import HostAddress, HostUnreachable
 from fleet.settings import Settings
+from fleet.sizing.measured import Measured
+from fleet.sizing.sizing import Sizing
 from fleet.states import InstanceState
 
 router = APIRouter(prefix="/instances", tags=["instances"])
@@ -44,6 +46,12 @@ class InstanceView(BaseModel):
     message: str
     hint: str
     progress: float | None
+    sizing: Sizing | None
+    """What was booked for it, which its engine was told; null: a person named the bytes, or it is not placed."""
+    measured: Measured | None
+    """What its engine said of its memory when it started."""
+    followers: list[str]
+    """Of a replica that spans several hosts: the others, by rank."""
     workflow_url: str
     created_at: datetime
     updated_at: datetime
@@ -131,8 +139,12 @@ async def get(instance_id: str, services: ServicesDep, _admin: AdminDep) -> Inst
 
 
 def view(settings: Settings, row: InstanceRow) -> InstanceView:
+    placement = row.durable.get("placement") or {}
     return InstanceView(
         **row.model_dump(include=set(InstanceView.model_fields)),
+        sizing=placement.get("sizing"),
+        measured=row.durable.get("measured") if placement else None,
+        followers=[member["host_id"] for member in placement.get("followers", ())],
         workflow_url=settings.workflow_url(ids.instance_workflow(row.id)),
     )
 

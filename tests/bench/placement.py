@@ -1,6 +1,7 @@
 """What a placement costs in memory: 1,000 hosts with 8 GPUs and 4,000 running instances, and how that grows.
 
-``python -m tests.bench.placement`` prints one JSON object a line. Then the simulation: how many requests of a mix of
+``python -m tests.bench.placement`` prints one JSON object a line. Then the whole path up to the claim in a database
+(``whole_path``), and the simulation: how many requests of a mix of
 models are refused for fragmentation by each strategy, in a fleet that is held under 80 % of its memory.
 """
 
@@ -16,6 +17,7 @@ from fleet.placement.fleet import Fleet
 from fleet.placement.needs import Needs
 from fleet.placement.place import place, replicas_that_fit
 from fleet.placement.request import PlacementRequest
+from tests.bench import whole_path
 from tests.unit.placement.mix import CARD, GIB, GPUS, MIX, host, needs, request, simulate
 
 HOSTS = 1000
@@ -49,6 +51,7 @@ CASES = (
 def main() -> None:
     for hosts in (100, HOSTS, 10 * HOSTS):
         _measure(hosts)
+    whole_path.main()
     for strategy in ("auto", "spread", "binpack"):
         _simulate(strategy)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from openai import NotFoundError, OpenAI
 
@@ -102,6 +103,27 @@ def test_a_restart_replaces_one_replica_at_a_time(stack: Stack, small_model: Pat
     assert least >= 1
     stack.until_ready("again", 2)
     assert "Paris" in ask("again")
+
+
+def test_an_engine_is_told_what_was_booked_and_what_it_says_of_it_is_kept(stack: Stack, small_model: Path) -> None:
+    stack.deploy("mine", str(small_model), max_model_len=1024, concurrency=3)
+    stack.until_ready("mine")
+    [instance] = stack.instances("mine")
+    sizing, measured = instance["sizing"], instance["measured"]
+    assert (sizing["context"], sizing["sequences"], sizing["measured"]) == (1024, 3, False)
+    assert stack.host("a")["ram_used_bytes"] == sizing["ram_bytes"] == instance["memory_bytes"]
+    [pid] = stack.engine_pids()
+    told = psutil.Process(pid).cmdline()
+    for flag, value in (("--parallel", 3), ("--ctx-size", 3 * 1024), ("--ubatch-size", sizing["batched_tokens"])):
+        assert told[told.index(flag) + 1] == str(value)
+    for term, said in (("weights", "weights_bytes"), ("kv_cache", "kv_bytes"), ("compute", "compute_bytes")):
+        assert abs(sizing["terms"][term] - measured[said]) <= 0.05 * measured[said], term
+
+    stack.ok(stack.http.patch("/deployments/mine", json={"spec": {"replicas": 2}}))
+    stack.until_ready("mine", 2)
+    second = next(i for i in stack.instances("mine") if i["id"] != instance["id"])
+    assert second["sizing"]["measured"], "the next one is booked by what the first one said"
+    assert second["sizing"]["terms"]["compute"] == measured["compute_bytes"]
 
 
 def test_a_stopped_deployment_serves_again_after_start(
