@@ -74,6 +74,11 @@ def test_deployment_in_a_container_answers_and_survives_its_host_and_docker(
     assert container["Labels"]["holdfast.instance"] == instance["id"]
     assert instance["pid"] == own_docker_engine.api.inspect_container(container["Id"])["State"]["Pid"]
     assert "llama" in log(stack, instance["id"])
+    told = own_docker_engine.api.inspect_container(container["Id"])["Args"]
+    sizing, measured = instance["sizing"], instance["measured"]
+    assert told[told.index("--ctx-size") + 1] == str(sizing["context"] * sizing["sequences"])
+    assert abs(sizing["terms"]["weights"] - measured["weights_bytes"]) <= 0.05 * measured["weights_bytes"]
+    assert abs(sizing["kv_bytes"] - measured["kv_bytes"]) <= 0.05 * measured["kv_bytes"]
 
     host = stack.hosts["a"]
     host.kill()
