@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import String, cast, func, or_, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlmodel import Session, col
 
 from fleet.db.tables import ClaimRow, DeploymentRow, GpuRow, HostRow, InstanceRow, PortClaimRow
@@ -87,8 +88,8 @@ class Numbers:
 def read_numbers(session: Session, only: Collection[str] | None = None) -> Numbers:
     """Of all hosts that take new work, or of those of ``only`` that do."""
     hosts = [HostLine(*line) for line in _fetch(session, _HOSTS, only, HostRow.id)]
-    gpus = dict(_fetch(session, _as_json(session, _GPUS), only, GpuRow.host_id))
-    claims = dict(_fetch(session, _as_json(session, _CLAIMS), only, ClaimRow.host_id))
+    gpus = dict(_fetch(session, _as_json(session, _GPUS, key=1), only, GpuRow.host_id))
+    claims = dict(_fetch(session, _as_json(session, _CLAIMS, key=3), only, ClaimRow.host_id))
     ports = dict(_fetch(session, _PORTS, only, PortClaimRow.host_id))
     found = {h.id: HostNumbers(h, gpus.get(h.id, "[]"), claims.get(h.id, "[]"), ports.get(h.id, 0)) for h in hosts}
     return Numbers(found, dict(session.connection().execute(_LABELS).all()))
@@ -98,11 +99,12 @@ def deployment_of(instance_id: str) -> str:
     return instance_id.rpartition("/")[0]
 
 
-def _as_json(session: Session, query: Any) -> Any:
-    """``query`` selects a host and columns: of each host one text, a JSON array of arrays."""
+def _as_json(session: Session, query: Any, key: int) -> Any:
+    """``query`` selects a host and columns, of which the first ``key`` tell lines apart: of each host one text, a JSON
+    array of arrays. In PostgreSQL every write may turn the order of all lines round, so it is told which to keep."""
     host_id, *columns = query.selected_columns
     if session.get_bind().dialect.name == "postgresql":
-        lines: Any = cast(func.json_agg(func.json_build_array(*columns)), String)
+        lines: Any = cast(func.json_agg(aggregate_order_by(func.json_build_array(*columns), *columns[:key])), String)
     else:
         lines = func.json_group_array(func.json_array(*columns))
     return query.with_only_columns(host_id, lines).group_by(host_id)
