@@ -5,7 +5,14 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.database_fixtures import database, database_url, new_postgres_database, postgres_url
+from tests.database_fixtures import (
+    database,
+    database_url,
+    migrated_postgres,
+    migrated_sqlite,
+    new_postgres_database,
+    postgres_url,
+)
 from tests.docker_fixtures import (
     actor,
     actor_image,
@@ -33,6 +40,8 @@ __all__ = [
     "llama_image",
     "llama_server_binary",
     "locked_registry",
+    "migrated_postgres",
+    "migrated_sqlite",
     "module_postgres_database",
     "new_postgres_database",
     "new_stack",

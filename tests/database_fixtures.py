@@ -33,14 +33,14 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def new_postgres_database(postgres_url: str) -> Iterator[Callable[[], str]]:
-    """Makes empty databases and drops them afterwards."""
+def new_postgres_database(postgres_url: str) -> Iterator[Callable[..., str]]:
+    """Makes databases, empty or like ``template``, and drops them afterwards."""
     made: list[str] = []
 
-    def new() -> str:
+    def new(template: str = "template1") -> str:
         name = f"t{uuid.uuid4().hex[:12]}"
         with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         made.append(name)
         return make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
 
@@ -52,17 +52,39 @@ def new_postgres_database(postgres_url: str) -> Iterator[Callable[[], str]]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of an empty database; the test runs once on each kind."""
+    """URL of an empty database; the test runs once on each kind. Where the test asks for ``database`` too, it has all
+    tables: copied, since to migrate takes longer than most tests."""
+    migrated = "database" in request.fixturenames
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'holdfast.db'}"
-    new: Callable[[], str] = request.getfixturevalue("new_postgres_database")
-    return new()
+        file = tmp_path / "holdfast.db"
+        if migrated:
+            shutil.copyfile(request.getfixturevalue("migrated_sqlite"), file)
+        return f"sqlite:///{file}"
+    new: Callable[..., str] = request.getfixturevalue("new_postgres_database")
+    return new(request.getfixturevalue("migrated_postgres")) if migrated else new()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with all tables and nothing in them, to be copied."""
+    file = tmp_path_factory.mktemp("template") / "holdfast.db"
+    migrate.upgrade(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_url: str) -> str:
+    """Name of a database with all tables and nothing in them, to be copied."""
+    name = "migrated"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    migrate.upgrade(make_url(postgres_url).set(database=name).render_as_string(hide_password=False))
+    return name
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A database with all tables, on each kind."""
-    migrate.upgrade(database_url)
     opened = Database(database_url)
     yield opened
     opened.close()

@@ -6,24 +6,15 @@ import httpx
 import pytest
 
 from api.management import deployments
-from fleet.db import migrate
 from fleet.db.session import Database
 from tests.unit.api.world import ADMIN, World
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite database with all tables and nothing in them, to copy."""
-    path = tmp_path_factory.mktemp("migrated") / "holdfast.db"
-    migrate.upgrade(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def world(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(migrated_sqlite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """With one admin key and no host."""
     monkeypatch.setattr(deployments, "_PROJECTED_WITHIN_S", 0.2)
-    shutil.copy(migrated, tmp_path / "holdfast.db")
+    shutil.copy(migrated_sqlite, tmp_path / "holdfast.db")
     database = Database(f"sqlite:///{tmp_path / 'holdfast.db'}")
     made = World(database, tmp_path)
     made.add_key(ADMIN)

@@ -1,18 +1,17 @@
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from fleet.db.migrate import upgrade
 from fleet.db.session import Database
 from tests.unit.relay.world import World, new_world
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    url = f"sqlite:///{tmp_path / 'holdfast.db'}"
-    upgrade(url)
-    database = Database(url)
+async def world(migrated_sqlite: Path, tmp_path: Path) -> AsyncIterator[World]:
+    shutil.copy(migrated_sqlite, tmp_path / "holdfast.db")
+    database = Database(f"sqlite:///{tmp_path / 'holdfast.db'}")
     async with new_world(tmp_path, database) as made:
         yield made
     database.close()
