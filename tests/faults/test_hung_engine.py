@@ -1,6 +1,7 @@
 """Engines that live and do not work are replaced; engines that work hard are not."""
 
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -136,10 +137,12 @@ def test_engine_that_works_hard_is_never_taken_for_a_hung_one(stack: Stack, smal
     assert (after["pid"], after["restarts"]) == (before["pid"], 0), f"after {took:.1f} s of work"
 
 
-def test_engine_that_answers_and_does_not_get_on_is_replaced_as_hung(stack: Stack, tmp_path: Path) -> None:
+def test_engine_that_answers_and_does_not_get_on_is_replaced_as_hung(
+    stack: Stack, tmp_path: Path, small_model: Path
+) -> None:
     """A stand-in that says it is healthy and busy, and never counts a token."""
     model, binary = tmp_path / "fine.gguf", tmp_path / "llama-server"
-    model.write_bytes(b"GGUF" + bytes(1 << 20))
+    shutil.copyfile(small_model, model)  # beside it the stand-in looks for what it is to do
     binary.write_text(f"#!{sys.executable} -SE\n{Path(fake_llama_server.__file__).read_text()}")
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
     stack.add_host("b", HOLDFAST_LLAMA_SERVER=str(binary), HOLDFAST_HOST_LABELS='{"engine": "fake"}')

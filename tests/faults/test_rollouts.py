@@ -188,16 +188,15 @@ def test_blue_green_switches_and_can_be_switched_back(whole: Stack, small_model:
     assert pids(stack, "smol") == old
 
 
-def test_canary_that_answers_with_errors_is_gone_back_from(whole: Stack, tmp_path: Path) -> None:
+def test_canary_that_answers_with_errors_is_gone_back_from(whole: Stack, tmp_path: Path, small_model: Path) -> None:
     """Stand-ins, of which those with a certain argument answer 500 once they are ready."""
     stack = whole
-    model, binary = tmp_path / "fine.gguf", tmp_path / "llama-server"
-    model.write_bytes(b"GGUF" + bytes(1 << 20))
+    binary = tmp_path / "llama-server"
     binary.write_text(f"#!{sys.executable} -SE\n{Path(fake_llama_server.__file__).read_text()}")
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
     if not stack.host("fake"):
         stack.add_host("fake", HOLDFAST_LLAMA_SERVER=str(binary), HOLDFAST_HOST_LABELS='{"engine": "fake"}')
-    stack.deploy("sour", str(model), replicas=2, placement={"host_selector": {"engine": "fake"}})
+    stack.deploy("sour", str(small_model), replicas=2, placement={"host_selector": {"engine": "fake"}})
     stack.until_ready("sour", 2)
     old = pids(stack, "sour")
     canary = {"weight": 50, "min_requests": 10}

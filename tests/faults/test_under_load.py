@@ -57,8 +57,8 @@ def test_replicas_of_a_host_that_is_gone_are_started_elsewhere_and_requests_go_a
     assert victims
     with watched(stack) as checker, steady_load(stack, "smol", clients=2, streaming=1) as load:
         eventually(lambda: load.answered() > 10, what="requests are answered")
-        stack.hosts["a"].kill()
         killed = time.monotonic()
+        stack.hosts["a"].kill()
         for victim in victims:
             os.kill(victim.pid, signal.SIGKILL)
         took = [started_after(stack, victim, killed, within=60) for victim in victims]

@@ -22,7 +22,7 @@ from worker_host.task_token import Beat, TaskToken
 
 def take_down_fences() -> None:
     instances.accepts = _accepts_anything  # type: ignore[assignment]
-    claims.give_up = claims.release
+    claims.give_up = claims.release = _everything_is_free
     claims.legitimate = _everything_that_was_ever_placed
     Supervisor.keep_only = _let_everything_run  # type: ignore[method-assign, assignment]
     heartbeat = TaskToken.heartbeat
@@ -32,6 +32,15 @@ def take_down_fences() -> None:
         return Beat.ALIVE if beat is Beat.STOP else beat
 
     task_token.TaskToken.heartbeat = deaf  # type: ignore[method-assign, assignment]
+
+
+_release = claims.release
+
+
+def _everything_is_free(session: Session, instance_id: str, fence: int, gone_from: object = None) -> None:
+    """Whatever hosts have said."""
+    hosts = session.exec(select(ClaimRow.host_id).where(ClaimRow.instance_id == instance_id)).all()
+    _release(session, instance_id, fence, gone_from=set(hosts))
 
 
 def _accepts_anything(instance: Instance, *_: Any) -> bool:

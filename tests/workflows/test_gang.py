@@ -3,6 +3,9 @@
 import asyncio
 from datetime import timedelta
 
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowHistory
+
 from fleet.instances import EngineExit, EnginePhase, Instance, Remedy, StopRequest
 from fleet.inventory import UnknownEngine
 from fleet.states import InstanceState, Maintenance
@@ -232,11 +235,34 @@ async def test_stopping_while_the_hosts_are_asked(world: World) -> None:
     assert world.fleet.claims == []
 
 
+async def at_rest(handle: Handle) -> None:
+    """It waits for something to happen. Cancelled in the middle of something, it leaves what runs to the hosts."""
+    async with asyncio.timeout(10):
+        while not _waits(await handle.fetch_history()):
+            await asyncio.sleep(0.02)
+
+
+def _waits(history: WorkflowHistory) -> bool:
+    kinds = [event.event_type for event in history.events]
+    tasks = [kind for kind in kinds if kind in _TASKS]
+    told = kinds.count(EventType.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED)
+    heard = kinds.count(EventType.EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED)
+    return told == heard and tasks[-1] == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+
+
+_TASKS = (
+    EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED,
+    EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED,
+    EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED,
+)
+
+
 async def test_cancelled_gang_is_stopped_in_order(world: World) -> None:
     leader, follower = await two_hosts(world)
     name = await world.deploy_ready(1)
     [known] = world.fleet.of(name)
     gang = world.instance(known.instance_id)
+    await at_rest(gang)
     await gang.cancel()
     await asyncio.wait_for(gang.result(), 10)
     engines = [e for e in (*leader.live, *follower.live) if e.launch.instance_id == known.instance_id]

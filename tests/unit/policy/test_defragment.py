@@ -34,7 +34,8 @@ def movers(hosts: Sequence[HostView]) -> dict[str, Mover]:
 
 def plan(hosts: Sequence[HostView], needs: Needs, *, at_most: int = 4, **more: Any) -> Moves | None:
     standing = more.pop("standings", None) or standings(hosts)
-    return plan_moves(request(priority=more.pop("priority", 1)), needs, hosts, movers(hosts), standing, at_most, **more)
+    asked = request(priority=more.pop("priority", 1))
+    return plan_moves(asked, needs, hosts, movers=movers(hosts), standings=standing, at_most=at_most, **more)
 
 
 def moved(found: Moves | None) -> dict[str, str]:
