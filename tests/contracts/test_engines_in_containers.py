@@ -175,12 +175,14 @@ async def test_image_is_pulled_with_progress_and_all_later_engines_run_from_its_
     assert started["Config"]["Image"].startswith("sha256:")
 
 
-async def test_model_that_the_engine_does_not_know_is_classified_from_its_log(world: World, llama_image: str) -> None:
-    (world.models / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-    await world.take("broken.gguf", **spec(llama_image))
+async def test_engine_that_does_not_know_an_argument_is_classified_from_its_log(
+    world: World, llama_image: str, model: str
+) -> None:
+    await world.take(model, **spec(llama_image, args=("--no-such-flag",)))
     ended = await failure(world)
     assert ended.exit_code == 1
-    assert ended.failure_class == "corrupt_file"
+    assert ended.failure_class == "bad_flag"
+    assert "no-such-flag" in ended.log_tail
 
 
 async def test_secrets_reach_the_engine_and_no_label_nor_journal(

@@ -25,7 +25,7 @@ def facts(small_model: Path) -> ModelFacts:
 
 
 def printed(binary: Path, model: Path, load: Workload) -> dict[str, float]:
-    """MiB of each buffer, from a server that is stopped as soon as it listens."""
+    """MiB of each buffer, from a server that is killed as soon as it listens: it may not be ready for a kind word."""
     slots = load.concurrency or 1
     flags = ["-c", (load.context or 0) * slots, "-np", slots, "-ub", load.batched_tokens or 512, "-b", 2048]
     flags += ["-fa", "on" if load.flash_attention else "off"]
@@ -42,7 +42,7 @@ def printed(binary: Path, model: Path, load: Workload) -> dict[str, float]:
                 found[buffer[1]] = found.get(buffer[1], 0) + float(buffer[2])
             if _LISTENING in line:
                 break
-        server.terminate()
+        server.kill()
     return found
 
 
