@@ -29,7 +29,7 @@ from fleet.placement.request import Member, ModelCard, Placement, PlacementReque
 from fleet.placement.search import Search
 from fleet.placement.view import HostView
 from fleet.policy.nominated import Nominated
-from fleet.sizing.facts import ModelFacts
+from fleet.sizing.facts import Lora, ModelFacts
 
 _LOOKS = 10
 """How often a lost race makes us look again before we let the workflow wait."""
@@ -132,9 +132,9 @@ class PlacementActivities(PlacementContract):
         files = await self._known.files(request.spec.model_path)
         facts = next((f.model for f in files.values() if f.model is not None), None)
         size = max((f.size_bytes for f in files.values()), default=0)
-        draft = await self._draft(request)
+        draft, loras = await self._draft(request), await self._loras(request)
         fleet = self._known.fleet(kept)
-        needs = await self._sizer.needs(request.spec, facts, size, fleet, draft)
+        needs = await self._sizer.needs(request.spec, facts, size, fleet, draft=draft, loras=loras)
         return Question(request, fleet, files, facts, needs, kept, self._known)
 
     async def _draft(self, request: PlacementRequest) -> ModelFacts | None:
@@ -143,6 +143,11 @@ class PlacementActivities(PlacementContract):
             return None
         found = await self._known.files(speculative.model)
         return next((f.model for f in found.values() if f.model is not None), None)
+
+    async def _loras(self, request: PlacementRequest) -> tuple[Lora, ...]:
+        found = [await self._known.files(lora.path) for lora in request.spec.lora]
+        told = (next((f.lora for f in files.values() if f.lora is not None), None) for files in found)
+        return tuple(lora for lora in told if lora is not None)
 
     async def _make_room(self, asked: Question, refusal: Refusal) -> Unplaceable:
         return await self._room.make_room(asked.request, asked.needs, asked.hosts, refusal.unplaceable, asked.best)

@@ -12,7 +12,7 @@ from fleet.placement.fleet import Fleet
 from fleet.placement.guess import guessed
 from fleet.placement.needs import Needs
 from fleet.placement.sized import ClassOfCards, needs_for
-from fleet.sizing.facts import ModelFacts
+from fleet.sizing.facts import Lora, ModelFacts
 from fleet.sizing.measured import Measured
 from fleet.sizing.sizing import GpuClass, Shape, Sizing
 
@@ -25,14 +25,21 @@ class Sizer:
         self._database = database
 
     async def needs(
-        self, spec: EngineSpec, facts: ModelFacts | None, file_bytes: int, fleet: Fleet, draft: ModelFacts | None = None
+        self,
+        spec: EngineSpec,
+        facts: ModelFacts | None,
+        file_bytes: int,
+        fleet: Fleet,
+        *,
+        draft: ModelFacts | None = None,
+        loras: tuple[Lora, ...] = (),
     ) -> Needs:
         """``facts`` None: the model could not be read, and all that counts is its size. ``draft``: of the model that
-        guesses ahead."""
+        guesses ahead. ``loras``: of its adapters, as far as they could be read."""
         if spec.memory_bytes is not None or facts is None:
             return guessed(spec, file_bytes)
         classes = [cards.for_sizing for cards in of_fleet(fleet, spec.placement)]
-        first = needs_for(spec, facts, classes, draft=draft)
+        first = needs_for(spec, facts, classes, draft=draft, loras=loras)
         known = await self._database.aread(
             lambda s: sizings.known(s, facts.fingerprint, spec.engine, spec.engine_version)
         )
@@ -47,6 +54,7 @@ class Sizer:
             measured=lambda gpu, shape: exact.get(_where(gpu, shape)),
             too_big=said.too_big,
             draft=draft,
+            loras=loras,
         )
 
 

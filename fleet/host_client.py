@@ -10,7 +10,7 @@ import httpx
 from fleet.access.authority import name_of_host
 from fleet.access.visitor import Visitor
 from fleet.model import Record
-from fleet.sizing.facts import ModelFacts
+from fleet.sizing.facts import Lora, ModelFacts
 
 
 class FileFacts(Record):
@@ -26,6 +26,8 @@ class FileFacts(Record):
     is_gguf: bool = False
     is_folder: bool = False
     model: ModelFacts | None = None
+    lora: Lora | None = None
+    """Where it is an adapter, and no model."""
     model_error: str = ""
     """Why there is no ``model``, for people; empty also where the host is too old to look."""
     model_hint: str = ""

@@ -8,14 +8,16 @@ from collections import OrderedDict
 from pathlib import Path
 
 from fleet.host_client import FileFacts
-from fleet.sizing.facts import ModelFacts
+from fleet.sizing.facts import Lora, ModelFacts
 from fleet.sizing.files import LocalFiles, ReadError, cannot_read
+from fleet.sizing.lora import read_lora
 from fleet.sizing.read import read_local
 
 _GGUF_MAGIC = b"GGUF"
 _IN_PARTS = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _MOST_REMEMBERED = 256
 
+Found = ModelFacts | Lora | ReadError
 Signature = tuple[tuple[str, int, int], ...]
 """(name, modified in ns, bytes) of each file."""
 
@@ -24,7 +26,7 @@ class ModelReader:
     """Of one event loop."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, tuple[Signature, ModelFacts | ReadError]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[Signature, Found]] = OrderedDict()
         self._reading: dict[Path, asyncio.Task[FileFacts]] = {}
 
     async def facts(self, path: Path) -> FileFacts:
@@ -47,13 +49,16 @@ class ModelReader:
 
     def _with_model(self, path: Path, facts: FileFacts) -> FileFacts:
         found = self._model(path)
+        if isinstance(found, Lora):
+            size = found.bytes if facts.is_folder else facts.size_bytes
+            return facts.model_copy(update={"lora": found, "readable": True, "size_bytes": size})
         if isinstance(found, ReadError):
             return facts.model_copy(update={"model_error": found.message, "model_hint": found.hint})
         if facts.is_folder:
             return facts.model_copy(update={"model": found, "readable": True, "size_bytes": found.file_bytes})
         return facts.model_copy(update={"model": found})
 
-    def _model(self, path: Path) -> ModelFacts | ReadError:
+    def _model(self, path: Path) -> Found:
         try:
             signature = _signature(path)
         except (OSError, ReadError) as error:
@@ -67,11 +72,16 @@ class ModelReader:
         return known[1]
 
 
-def _read(path: Path) -> ModelFacts | ReadError:
+def _read(path: Path) -> Found:
+    """A model; what is none may be an adapter."""
     try:
         return read_local(path)
     except ReadError as error:
-        return error.with_traceback(None)
+        no_model = error.with_traceback(None)
+    try:
+        return read_lora(path)
+    except ReadError:
+        return no_model
 
 
 def _file_facts(path: Path) -> FileFacts:

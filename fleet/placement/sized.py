@@ -7,7 +7,7 @@ from fleet.engines.catalog import adapter_for
 from fleet.engines.spec import EngineSpec
 from fleet.inventory import AcceleratorKind
 from fleet.placement.needs import Need, Needs
-from fleet.sizing.facts import ModelFacts
+from fleet.sizing.facts import Lora, ModelFacts
 from fleet.sizing.fit import best_fit
 from fleet.sizing.measured import Measured
 from fleet.sizing.sizing import Fit, GpuClass, Shape, Sizing, Workload
@@ -30,6 +30,7 @@ def needs_for(
     measured: Lookup | None = None,
     too_big: TooBig | None = None,
     draft: ModelFacts | None = None,
+    loras: tuple[Lora, ...] = (),
 ) -> Needs:
     """What one replica needs on each class, as ``version`` of the spec's engine is sized (empty: the spec's). Without
     ``facts`` only what a person named: else nothing is known."""
@@ -40,7 +41,9 @@ def needs_for(
     adapter, version = adapter_for(spec), version or spec.engine_version
     barred = {c: why for c, *_ in classes if (why := why_not_on(adapter, facts, version, c))}
     fits = {
-        c[0]: fits_on(adapter, spec, facts, c, version=version, measured=measured, too_big=too_big, draft=draft)
+        c[0]: fits_on(
+            adapter, spec, facts, c, version=version, measured=measured, too_big=too_big, draft=draft, loras=loras
+        )
         for c in classes
         if c[0] not in barred
     }
@@ -57,6 +60,7 @@ def fits_on(
     measured: Lookup | None = None,
     too_big: TooBig | None = None,
     draft: ModelFacts | None = None,
+    loras: tuple[Lora, ...] = (),
 ) -> tuple[Fit, ...]:
     """All shapes on cards of one class that hold what is asked for; else the nearest miss."""
     gpu, allocatable, most_per_host, most_hosts = cards
@@ -64,7 +68,7 @@ def fits_on(
         adapter.name,
         version,
         facts,
-        _with_draft(adapter.workload(spec, facts), draft),
+        _with_companions(adapter.workload(spec, facts), draft, loras),
         gpu,
         allocatable=allocatable,
         most_gpus_per_host=most_per_host,
@@ -75,10 +79,13 @@ def fits_on(
     )
 
 
-def _with_draft(workload: Workload, facts: ModelFacts | None) -> Workload:
-    if workload.draft is None or facts is None:
+def _with_companions(workload: Workload, draft: ModelFacts | None, loras: tuple[Lora, ...]) -> Workload:
+    """With what the files of a draft model and of adapters say."""
+    if loras:
+        workload = workload.model_copy(update={"loras": loras})
+    if workload.draft is None or draft is None:
         return workload
-    return workload.model_copy(update={"draft": workload.draft.model_copy(update={"facts": facts})})
+    return workload.model_copy(update={"draft": workload.draft.model_copy(update={"facts": draft})})
 
 
 def why_not_on(adapter: EngineAdapter, facts: ModelFacts, version: str, gpu: GpuClass) -> str:

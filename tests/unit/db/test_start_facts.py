@@ -17,8 +17,10 @@ from fleet.placement.needs import Needs
 from fleet.placement.request import ModelCard, Placement
 from fleet.placement.view import HostView
 from fleet.recovery import after_failure
+from fleet.sizing.facts import Lora
 from fleet.sizing.measured import Measured
 from fleet.sizing.sizing import Sizing
+from fleet.specs import LoraSpec
 from fleet.states import InstanceState
 from tests.unit.sizing.checkpoints import facts_of
 
@@ -100,6 +102,18 @@ async def test_other_ends_say_nothing_about_room(exit_: EngineExit, database: Da
 async def test_bytes_that_a_person_named_say_nothing(database: Database) -> None:
     await record(database, instance(None, measured=Measured(weights_bytes=1)))
     assert database.read(_known) == sizings.Known()
+
+
+async def test_adapters_are_booked_by_what_their_files_say(database: Database) -> None:
+    spec = SPEC.model_copy(update={"lora": (LoraSpec(name="mine", path="mine"),)})
+    mine = Lora(name="mine", rank=64, target_modules=("q_proj",), elements=1 << 24, bytes=1 << 25)
+    fleet = Fleet.of([HOST])
+    without = await Sizer(database).needs(SPEC, FACTS, FACTS.file_bytes, fleet)
+    told = await Sizer(database).needs(spec, FACTS, FACTS.file_bytes, fleet, loras=(mine,))
+    sizing = told.cpu[0].sizing
+    assert sizing is not None
+    assert sizing.terms["lora"] >= 1 << 25
+    assert sizing.ram_bytes >= without.cpu[0].ram_bytes + (1 << 25)
 
 
 def _known(session: Any) -> sizings.Known:

@@ -13,6 +13,7 @@ from tests.doors import HostDoor
 from tests.engine_fixtures import find_small_model
 from tests.unit.host.test_server import client, host, models  # noqa: F401 - fixtures
 from tests.unit.sizing.checkpoints import checkpoint_of, facts_of, write
+from tests.unit.sizing.test_read_lora import adapter
 from worker_host import model_reader
 from worker_host.model_reader import ModelReader
 
@@ -134,3 +135,12 @@ async def test_facts_travel_whole(host: HostAddress, client: HostClient, door: H
     write(checkpoint_of(SMALL), folder)
     facts = await client.file_facts(host, "qwen")
     assert (facts.path, facts.model) == (str(folder), facts_of(SMALL))
+
+
+def test_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+    facts = ModelReader().read(adapter(tmp_path, rank=8, r=8))
+    assert facts.model is None
+    assert facts.model_error == ""
+    assert facts.lora is not None
+    assert (facts.lora.rank, facts.lora.base_model) == (8, "Qwen/Qwen3-8B")
+    assert (facts.readable, facts.is_folder, facts.size_bytes) == (True, True, facts.lora.bytes)
