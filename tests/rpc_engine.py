@@ -1,5 +1,6 @@
 """A real llama.cpp that can span hosts: ``llama-server`` with ``ggml-rpc-server`` beside it."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -54,7 +55,8 @@ def _serves_over_rpc(binary: Path) -> bool:
     argv += ["-ngl", "99", "-fit", "off", "--ctx-size", "512", "--threads", "1", "--no-webui", "--offline"]
     leader = None
     try:
-        time.sleep(0.5)  # it is looked at whether it serves at all; a follower that is late makes the leader give up
+        if not _accepts(follower, lends):  # a follower that is late makes the leader give up
+            return False
         leader = subprocess.Popen(argv, **quiet)
         return _becomes_healthy(leader, serves)
     finally:
@@ -62,6 +64,18 @@ def _serves_over_rpc(binary: Path) -> bool:
             if process is not None:
                 process.kill()
                 process.wait()
+
+
+def _accepts(process: "subprocess.Popen[bytes]", port: int) -> bool:
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 def _becomes_healthy(process: "subprocess.Popen[bytes]", port: int) -> bool:

@@ -10,6 +10,7 @@ from math import ceil
 from fleet.sizing import extras, moments
 from fleet.sizing.cards import GIB, MIB
 from fleet.sizing.facts import LayerKind, Layers
+from fleet.sizing.host_ram import of_ranks
 from fleet.sizing.kv import of_stage, sequence_bytes
 from fleet.sizing.needs import Budget, Question, Terms, budget, error_of
 from fleet.sizing.sizing import GpuClass
@@ -27,9 +28,6 @@ _DRAFT_MIB = {"draft_model": 6144, "eagle3": 2048, "mtp": 2048}
 _CONTEXT = 512 * MIB
 _WINDOW_SHARE = 0.8
 """Of full attention's tokens, for which the pool of sliding windows is made (``--swa-full-tokens-ratio``)."""
-_RAM = 2 * GIB
-_RAM_OF_RANK = 2 * GIB
-_SHARED_MEMORY = GIB
 
 
 class Sglang:
@@ -62,16 +60,7 @@ class Sglang:
         return self.sequences
 
     def ram(self, context: int, requests: int) -> Terms:
-        question, shape = self.question, self.question.shape
-        terms = {"engine": _RAM + _RAM_OF_RANK * shape.gpus_per_host}
-        if not question.on_cpu:
-            # Pages of the file that is just read; on CPUs the weights themselves are counted, and no file twice.
-            terms["loading"] = question.facts.largest_file_bytes
-        if shape.gpus > 1:
-            terms["shared_memory"] = _SHARED_MEMORY
-        if question.workload.kv_offload_bytes:
-            terms["kv_offload"] = ceil(question.workload.kv_offload_bytes / shape.hosts)
-        return terms
+        return of_ranks(self.question)
 
     def error(self, terms: Terms) -> int:
         return error_of(terms, self.question.measured)

@@ -9,8 +9,9 @@ from functools import cached_property
 from math import ceil
 
 from fleet.sizing import extras, moments
-from fleet.sizing.cards import GIB, MIB, default_batched_tokens, default_sequences
+from fleet.sizing.cards import MIB, default_batched_tokens, default_sequences
 from fleet.sizing.facts import LayerKind
+from fleet.sizing.host_ram import of_ranks
 from fleet.sizing.kv import of_stage
 from fleet.sizing.moments import Step
 from fleet.sizing.needs import Budget, Question, Terms, budget, error_of
@@ -23,10 +24,6 @@ _CONTEXT = 512 * MIB
 _NCCL = 430 * MIB
 """0.55 GiB of non-torch memory on two cards against 0.13 GiB on one (vLLM 0.11)."""
 _MOST_DEFAULT_SEQUENCES = 256
-_RAM = 2 * GIB
-_RAM_OF_RANK = 2 * GIB
-"""Of the API server and of each worker: Python, PyTorch and CUDA's host side. Not measured, on the safe side."""
-_SHARED_MEMORY = GIB
 _GRAPHS_COUNTED = (0, 21)
 """The first version that subtracts CUDA graphs from the KV cache, and that has the new sampler."""
 
@@ -86,16 +83,7 @@ class Vllm:
         return self.sequences if most is None else max(1, min(self.sequences, most))
 
     def ram(self, context: int, requests: int) -> Terms:
-        question, shape = self.question, self.question.shape
-        terms = {"engine": _RAM + _RAM_OF_RANK * shape.gpus_per_host}
-        if not question.on_cpu:
-            # Pages of the file that is just read; on CPUs the weights themselves are counted, and no file twice.
-            terms["loading"] = question.facts.largest_file_bytes
-        if shape.gpus > 1:
-            terms["shared_memory"] = _SHARED_MEMORY
-        if question.workload.kv_offload_bytes:
-            terms["kv_offload"] = ceil(question.workload.kv_offload_bytes / shape.hosts)
-        return terms
+        return of_ranks(self.question)
 
     def error(self, terms: Terms) -> int:
         return error_of(terms, self.question.measured)
