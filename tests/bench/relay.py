@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import psutil
@@ -94,9 +95,14 @@ async def _held_token(client: Client, host: RawHost) -> bytes:
         got.set_result(activity.info().task_token)
         activity.raise_complete_async()
 
+    @activity.defn
+    async def hold_lease(_: Any) -> None:
+        """The host's own, which its workflow asks for on the same queue."""
+        activity.raise_complete_async()
+
     queue = host_queue(host.host_id)
     await client.start_workflow(HoldOneTask.run, queue, id=f"bench-{uuid.uuid4()}", task_queue=CONTROL)
-    async with Worker(await host.temporal(), task_queue=queue, activities=[held]):
+    async with Worker(await host.temporal(), task_queue=queue, activities=[held, hold_lease]):
         return await asyncio.wait_for(got, 60)
 
 
