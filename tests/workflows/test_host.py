@@ -90,7 +90,7 @@ async def test_lost_host_is_forgotten(world: World) -> None:
     await host_is(world, "lost")
     handle = world.host_workflow(host)
     await handle.execute_update(HostWorkflow.forget)
-    await asyncio.wait_for(handle.result(), 10)
+    await asyncio.wait_for(handle.result(), 60)
     assert world.host_state(host) == "gone"
 
 
@@ -98,6 +98,6 @@ async def test_forgotten_host_loses_its_lease(world: World) -> None:
     host = await world.add_host(registered=True)
     handle = world.host_workflow(host)
     await handle.execute_update(HostWorkflow.forget)
-    await asyncio.wait_for(handle.result(), 10)
+    await asyncio.wait_for(handle.result(), 60)
     await world.until(lambda: not host.holds_lease, "end of the lease")
     assert world.host_state(host) == "gone"

@@ -80,7 +80,7 @@ async def test_memory_is_free_once_the_host_says_that_the_engine_is_gone(world: 
     instance = await world.run_instance()
     await world.until_state(instance, InstanceState.READY)
     await instance.signal(InstanceWorkflow.stop, StopRequest(reason="test"))
-    await asyncio.wait_for(instance.result(), 10)
+    await asyncio.wait_for(instance.result(), 60)
     assert [r.engine_gone for r in world.fleet.released] == [True]
 
 
@@ -90,7 +90,7 @@ async def test_memory_stays_booked_when_a_host_falls_silent_before_it_has_stoppe
     await world.until_state(instance, InstanceState.READY)
     await host.die()
     await instance.signal(InstanceWorkflow.stop, StopRequest(reason="test"))
-    await asyncio.wait_for(instance.result(), 10)
+    await asyncio.wait_for(instance.result(), 60)
     assert host.engines[0].running
     assert [r.engine_gone for r in world.fleet.released] == [False]
 
@@ -101,7 +101,7 @@ async def test_memory_stays_booked_when_nobody_has_answered_for_the_engine(world
     instance = await world.run_instance()
     await world.until_state(instance, InstanceState.STARTING)
     await instance.signal(InstanceWorkflow.stop, StopRequest(reason="test"))
-    await asyncio.wait_for(instance.result(), 10)
+    await asyncio.wait_for(instance.result(), 60)
     assert [r.engine_gone for r in world.fleet.released] == [False]
 
 
@@ -118,7 +118,7 @@ async def test_memory_stays_booked_while_an_adopting_host_has_not_come_back(worl
 
     await world.until(second_attempt, "second attempt")
     await instance.signal(InstanceWorkflow.stop, StopRequest(reason="test"))
-    await asyncio.wait_for(instance.result(), 10)
+    await asyncio.wait_for(instance.result(), 60)
     assert host.engines[0].running
     assert [r.engine_gone for r in world.fleet.released] == [False]
 
@@ -131,7 +131,7 @@ async def test_host_lost_while_an_engine_is_being_stopped_ends_the_waiting(world
     await instance.signal(InstanceWorkflow.stop, StopRequest(reason="test"))
     await world.until_state(instance, InstanceState.DRAINING)
     await instance.signal(InstanceWorkflow.host_lost, host.host_id)
-    await asyncio.wait_for(instance.result(), 10)
+    await asyncio.wait_for(instance.result(), 60)
     assert [r.engine_gone for r in world.fleet.released] == [False]
 
 
@@ -143,5 +143,5 @@ async def test_engine_that_crashes_while_it_is_being_stopped_is_gone(world: Worl
     await instance.signal(InstanceWorkflow.stop, StopRequest(reason="test"))
     await world.until_state(instance, InstanceState.DRAINING)
     await host.engines[0].crash(EngineExit(exit_code=-9))
-    await asyncio.wait_for(instance.result(), 10)
+    await asyncio.wait_for(instance.result(), 60)
     assert [r.engine_gone for r in world.fleet.released] == [True]

@@ -213,7 +213,7 @@ async def test_forgotten_host_does_not_drain_on(world: World) -> None:
     await ask(world, host, DRAIN)
     handle = world.host_workflow(host)
     await handle.execute_update(HostWorkflow.forget)
-    await asyncio.wait_for(handle.result(), 10)
+    await asyncio.wait_for(handle.result(), 60)
     await world.until(lambda: not host.holds_lease, "end of the lease")
 
 
