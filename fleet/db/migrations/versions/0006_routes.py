@@ -8,7 +8,3 @@ depends_on: str | None = None
 
 def upgrade() -> None:
     pass
-
-
-def downgrade() -> None:
-    pass
