@@ -19,7 +19,7 @@ from fleet.specs import DeploymentSpec
 from fleet.states import InstanceState
 from fleet.timings import Timings
 
-ABOUT_REPLICAS = ("replicas", "rollout", "restart", "priority")
+ABOUT_REPLICAS = ("replicas", "rollout", "restart", "priority", "autoscaling")
 """Fields of a spec that no engine is made from: a change of them holds at once, and going back leaves them alone."""
 
 

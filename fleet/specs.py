@@ -256,6 +256,18 @@ class RolloutSpec(Wire):
         return self
 
 
+class AutoscalingSpec(Wire):
+    wake_on_request: bool = False
+    """A request for it while it has no replicas (``replicas: 0``) starts some, and waits for the first one. A
+    deployment that a person has stopped stays stopped."""
+    wake_replicas: int = Field(default=1, ge=1, le=MAX_REPLICAS)
+    """How many are started then."""
+    hold_at_most: int = Field(default=256, ge=1, le=100_000)
+    """Requests that wait for that, in each gateway process; further ones are refused."""
+    hold_for_s: float = Field(default=600.0, ge=1, le=86_400)
+    """The longest that a request waits for it."""
+
+
 class DeploymentSpec(Wire):
     model: ModelSource
     engine: Literal["auto", "vllm", "sglang", "llama_cpp", "custom"] = "auto"
@@ -280,6 +292,8 @@ class DeploymentSpec(Wire):
     container: ContainerSpec = ContainerSpec()
     priority: PrioritySpec = PrioritySpec()
     """A change holds at once, without new engines."""
+    autoscaling: AutoscalingSpec = AutoscalingSpec()
+    """So does one of this."""
     kv_cache: KvCacheSpec = KvCacheSpec()
     speculative: SpeculativeSpec | None = None
     lora: list[LoraSpec] = Field(default_factory=list, max_length=64)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import select as sa_select
@@ -17,9 +18,12 @@ from fleet.access.sealing import CannotOpen
 from fleet.db import registry
 from fleet.db.session import Database
 from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow
+from fleet.specs import AutoscalingSpec
 from fleet.states import EndpointState, HostState
 
 _log = logging.getLogger(__name__)
+
+_NO_AUTOSCALING = AutoscalingSpec()
 
 EngineKey = tuple[str, int]
 """Instance id and fence."""
@@ -44,6 +48,11 @@ class KnownDeployment:
     """Seconds since 1970, as OpenAI's ``created``."""
     traffic: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     """Weights by launch; empty: requests are spread over all replicas."""
+    autoscaling: AutoscalingSpec = _NO_AUTOSCALING
+    stopped: bool = False
+    """By a person: no request wakes it."""
+    message: str = ""
+    """How it is, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +130,21 @@ def _deployments(session: Session) -> dict[str, KnownDeployment]:
             col(DeploymentRow.desired_replicas),
             col(DeploymentRow.created_at),
             col(DeploymentRow.traffic),
+            col(DeploymentRow.spec)["autoscaling"],
+            col(DeploymentRow.stopped),
+            col(DeploymentRow.message),
         ).order_by(col(DeploymentRow.name))
     ).all()
     return {
-        name: KnownDeployment(name, phase, desired, int(created_at.timestamp()), _weights(traffic))
-        for name, phase, desired, created_at, traffic in rows
+        name: KnownDeployment(
+            name, phase, desired, int(created_at.timestamp()), _weights(traffic), _autoscaling(spec), stopped, message
+        )
+        for name, phase, desired, created_at, traffic, spec, stopped, message in rows
     }
+
+
+def _autoscaling(spec: dict[str, Any] | None) -> AutoscalingSpec:
+    return AutoscalingSpec.model_validate(spec) if spec else _NO_AUTOSCALING
 
 
 def _weights(traffic: Mapping[str, int]) -> Mapping[int, int]:
