@@ -19,7 +19,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from fleet import ids
 from fleet.defragmentations import Defragmentation, StopDefragmenting
-from fleet.deployments import Accepted, Deployment, DeploymentChange, InstancesLeave
+from fleet.deployments import Accepted, Deployment, DeploymentChange, InstancesLeave, Wake
 from fleet.errors import Conflict, HoldfastError, NotFound, PreconditionFailed, Unavailable
 from fleet.hosts import Host, HostRegistered, Maintain
 from fleet.instances import EngineReport, Instance, InstanceNews
@@ -78,6 +78,15 @@ class WorkflowClient:
 
     async def steer_rollout(self, name: str, steer: Steer) -> Accepted:
         return await self._update(ids.deployment_workflow(name), ids.STEER_UPDATE, steer, what=f"deployment {name!r}")
+
+    async def wake_deployment(self, name: str, replicas: int = 1) -> None:
+        """Start so many replicas if it is to have none; nothing happens when it is to have some.
+
+        Raises Conflict when it must not be woken (stopped, being deleted, not set so), and NotFound.
+        """
+        wanted = Wake(replicas=replicas)
+        with contextlib.suppress(_Awake):
+            await self._update(ids.deployment_workflow(name), ids.WAKE_UPDATE, wanted, what=f"deployment {name!r}")
 
     async def delete_deployment(self, name: str) -> Accepted:
         return await self._update(ids.deployment_workflow(name), ids.DELETE_UPDATE, what=f"deployment {name!r}")
@@ -272,6 +281,10 @@ def _unavailable(why: str) -> Unavailable:
     )
 
 
+class _Awake(Conflict):
+    """It is to have replicas already."""
+
+
 def _refusal(failed: WorkflowUpdateFailedError) -> HoldfastError:
     cause = failed.cause
     kind = cause.type if isinstance(cause, ApplicationError) else None
@@ -281,6 +294,10 @@ def _refusal(failed: WorkflowUpdateFailedError) -> HoldfastError:
         return Conflict(str(cause), hint="only a failed instance waits for approval; the others go on by themselves")
     if kind == "Deleting":
         return Conflict(str(cause), hint="wait until it is gone, then create it again")
+    if kind == "Awake":
+        return _Awake(str(cause))
+    if kind in ("Stopped", "NotWoken"):
+        return Conflict(str(cause), hint="start it: `holdfast scale`, or POST …/start")
     if kind == "NothingToApprove":
         return Conflict(str(cause), hint="`holdfast status` says what waits for approval")
     if kind == "UnknownInstance":

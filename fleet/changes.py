@@ -9,10 +9,11 @@ from fleet.deployments import (
     DeploymentChange,
     GivenUp,
     InstancesLeave,
+    Wake,
     go_back,
 )
 from fleet.rollouts import Rollout, Stage, Steer, Steering, Template, begin, promoted
-from fleet.specs import DeploymentSpec
+from fleet.specs import MAX_REPLICAS, DeploymentSpec
 from fleet.states import InstanceState
 
 _KEYS_KEPT = 32
@@ -44,6 +45,27 @@ def change(d: Deployment, wanted: DeploymentChange, now: datetime) -> Deployment
     if changed.given_up is d.given_up:
         changed = changed.with_(given_up=None)  # has been seen
     return _accepted(changed, wanted.key)
+
+
+def why_not_woken(d: Deployment) -> tuple[str, str]:
+    """(kind of error, reason) for which a request does not start replicas now; both empty if it does."""
+    if d.deleting:
+        return "Deleting", f"{d.name} is being deleted"
+    if d.desired:
+        return "Awake", f"{d.name} is to have {d.desired} replicas already"
+    if d.stopped:
+        return "Stopped", f"{d.name} was stopped by a person"
+    if not d.spec.autoscaling.wake_on_request:
+        return "NotWoken", f"spec.autoscaling.wake_on_request of {d.name} is off"
+    return "", ""
+
+
+def wake(d: Deployment, wanted: Wake, now: datetime) -> Deployment:
+    """As if a person had set ``spec.replicas``; the same object when it is no time for it."""
+    if why_not_woken(d)[0]:
+        return d
+    replicas = min(max(wanted.replicas, 1), MAX_REPLICAS)
+    return change(d, DeploymentChange(spec=d.spec.model_copy(update={"replicas": replicas})), now)
 
 
 def _with_spec(d: Deployment, wanted: DeploymentChange, spec: DeploymentSpec, now: datetime) -> Deployment:

@@ -125,6 +125,12 @@ class DeploymentChange(Record):
     """Idempotency key of the request: the same again changes nothing."""
 
 
+class Wake(Record):
+    """Somebody asks for a model that has no replicas. A level: all who ask while it has none want the same."""
+
+    replicas: int = 1
+
+
 class InstancesLeave(Record):
     """Replace these instances: first the new ones are ready, then the old ones go. A level; twice is once."""
 

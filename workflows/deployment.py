@@ -26,7 +26,7 @@ with workflow.unsafe.imports_passed_through():
         TrafficQuestion,
     )
     from fleet import ids
-    from fleet.changes import accepted, change, leave, steer, why_not
+    from fleet.changes import accepted, change, leave, steer, wake, why_not, why_not_woken
     from fleet.deployment_status import describe, phase
     from fleet.deployments import (
         Accepted,
@@ -34,6 +34,7 @@ with workflow.unsafe.imports_passed_through():
         DeploymentChange,
         InstancesLeave,
         InstanceView,
+        Wake,
         advance,
         hear,
         look,
@@ -99,6 +100,18 @@ class DeploymentWorkflow:
                 type="GenerationMoved",
                 non_retryable=True,
             )
+
+    @workflow.update(name=ids.WAKE_UPDATE, description="A request waits for it: start replicas if it is to have none")
+    def wake(self, wanted: Wake) -> Accepted:
+        self._deployment = wake(self._deployment, wanted, workflow.now())
+        return Accepted(generation=self._deployment.generation)
+
+    @wake.validator
+    def _check_wake(self, wanted: Wake) -> None:
+        # Refused when there is nothing to do: then no trace of it stays, however many gateways ask.
+        kind, reason = why_not_woken(self._deployment)
+        if kind:
+            raise ApplicationError(reason, type=kind, non_retryable=True)
 
     @workflow.update(name=ids.DELETE_UPDATE, description="Stop all instances, then end")
     def delete(self) -> Accepted:
