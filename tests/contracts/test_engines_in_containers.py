@@ -19,7 +19,7 @@ from tests.docker_fixtures import DockerEngine, OwnEngine, Registry
 from tests.unit.host.fake_temporal import WANTED
 from tests.unit.host.waiting import eventually
 from tests.unit.host.world import INSTANCE, TOKEN, World
-from worker_host import supervised, watch
+from worker_host import telling, watch
 from worker_host.records import EngineRecord
 from worker_host.runtime.protocol import ContainerRef
 
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 async def world(tmp_path: Path, docker_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(supervised, "BEAT_S", 0.1)
-    monkeypatch.setattr(supervised, "_RETRY_S", 0.1)
+    monkeypatch.setattr(telling, "BEAT_S", 0.1)
+    monkeypatch.setattr(telling, "_RETRY_S", 0.1)
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.2)
     host_id = f"test-{uuid.uuid4().hex[:12]}"
     async with httpx.AsyncClient(trust_env=False) as http:

@@ -10,7 +10,7 @@ from fleet.policy import hang
 from tests.doors import HostDoor, host_door
 from tests.unit.host.nvml import nvml, nvml_library  # noqa: F401 - fixtures
 from tests.unit.host.world import World
-from worker_host import lease, supervised, watch
+from worker_host import lease, supervised, telling, watch
 from worker_host.runtime.process import ProcessRuntime
 
 
@@ -31,10 +31,10 @@ def door(open_door: HostDoor, tmp_path: Path) -> HostDoor:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals of the host, shrunk."""
-    monkeypatch.setattr(supervised, "BEAT_S", 0.05)
-    monkeypatch.setattr(supervised, "_RETRY_S", 0.05)
+    monkeypatch.setattr(telling, "BEAT_S", 0.05)
+    monkeypatch.setattr(telling, "_RETRY_S", 0.05)
     monkeypatch.setattr(supervised, "_BUSY_POLL_S", 0.02)
-    monkeypatch.setattr(supervised, "_GATEWAYS_REFRESH_S", 0.02)
+    monkeypatch.setattr(telling, "_GATEWAYS_REFRESH_S", 0.02)
     monkeypatch.setattr(lease, "BEAT_S", 0.02)
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(watch, "_LOOK_S", 0.3)

@@ -217,7 +217,7 @@ async def test_cancellation_during_the_start_stops_it(world: World) -> None:
 async def test_look_notices_a_cancellation_before_the_next_heartbeat(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker_host.supervised.BEAT_S", 3600)
+    monkeypatch.setattr("worker_host.telling.BEAT_S", 3600)
     await world.serving()
     world.temporal.answers[TOKEN] = WANTED
     await world.supervisor.look(_ref(world))
