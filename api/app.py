@@ -16,7 +16,9 @@ from api.management import (
     gpus,
     hosts,
     instances,
+    providers,
     rollouts,
+    routes,
     system,
 )
 from api.state import Services
@@ -26,7 +28,10 @@ _DESCRIPTION = """Runs AI models on fleets of GPUs and never lets go of them.
 Send `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) that name the field and the remedy.
 The OpenAI API is under `/v1`.
 """
-_GROUPS = ("deployments", "rollouts", "instances", "hosts", "gpus", "evaluations", "access", "audit", "system")
+_GROUPS = (
+    *("deployments", "rollouts", "instances", "routes", "providers", "hosts", "gpus", "evaluations"),
+    *("access", "audit", "system"),
+)
 
 
 def create_app(services: Services) -> FastAPI:
@@ -51,6 +56,8 @@ def create_app(services: Services) -> FastAPI:
         hosts.router,
         drains.router,
         gpus.router,
+        routes.router,
+        providers.router,
         evaluations.router,
         access.router,
         audit.router,

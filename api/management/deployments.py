@@ -17,6 +17,7 @@ from api.state import AdminDep, Services, ServicesDep
 from fleet import ids
 from fleet.access.sealing import MASK
 from fleet.db.projections import deployment_row
+from fleet.db.routes import refuse_alias
 from fleet.db.tables import DeploymentRow
 from fleet.deployments import Accepted, Deployment, DeploymentChange
 from fleet.errors import Conflict, InvalidInput, NotFound
@@ -97,6 +98,7 @@ async def create(
     idempotency_key: IdempotencyKey = None,
 ) -> DeploymentView:
     """Answers at once; the model is placed and started in the background. Watch ``status``."""
+    await services.database.aread(lambda s: refuse_alias(s, body.name))
     engine, version = await check_spec(services, body.spec)
     deployment = Deployment(
         name=body.name,
@@ -158,7 +160,7 @@ async def patch(
     except ValidationError as error:
         return invalid(error.errors())
     old = DeploymentSpec.model_validate(row.spec)
-    change = DeploymentChange(labels=wanted.labels, if_generation=_generation(if_match), key=idempotency_key or "")
+    change = DeploymentChange(labels=wanted.labels, if_generation=generation(if_match), key=idempotency_key or "")
     if "spec" in body:
         engine, version = await _recheck(services, row, old, wanted.spec)
         sealed = seal_env(services.master, wanted.spec, old.env)
@@ -304,7 +306,8 @@ def _not_yet(deployment: Deployment) -> DeploymentRow:
     return row
 
 
-def _generation(if_match: str | None) -> int | None:
+def generation(if_match: str | None) -> int | None:
+    """Which one ``If-Match`` wants; None: any. Raises InvalidInput."""
     if if_match is None or if_match.strip() == "*":
         return None
     text = if_match.strip().removeprefix("W/").strip('"')

@@ -27,14 +27,17 @@ def seal_env(master: Sealer, spec: DeploymentSpec, known: dict[str, str]) -> Dep
     return spec.model_copy(update={"env": {n: _sealed(master, n, v, known.get(n)) for n, v in spec.env.items()}})
 
 
+def sealed_again(master: Sealer, value: str, known: str) -> str:
+    """``value`` sealed; ``known``, if that is the same value sealed before."""
+    return known if known and _opens_to(master, known) == value else master.seal(value)
+
+
 def _sealed(master: Sealer, name: str, value: str, known: str | None) -> str:
     if value == MASK:
         if known is None:
             raise InvalidInput(f"{name} has no value yet", field=f"spec.env.{name}", hint="send the value itself")
         return known
-    if known is not None and _opens_to(master, known) == value:
-        return known
-    return master.seal(value)
+    return sealed_again(master, value, known or "")
 
 
 def _opens_to(master: Sealer, sealed: str) -> str | None:

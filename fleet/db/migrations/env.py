@@ -6,6 +6,8 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import AutoString, SQLModel
 
+import fleet.db.routes  # noqa: F401 (its tables)
+import fleet.db.stored_responses  # noqa: F401 (its table)
 from fleet.db.tables import UtcDateTime
 
 
