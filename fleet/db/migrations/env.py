@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from sqlmodel import AutoString, SQLModel
 
 import fleet.db.routes  # noqa: F401 (its tables)
-import fleet.db.stored_responses  # noqa: F401 (its table)
+from fleet.db import stored_responses  # noqa: F401 (its table)
 from fleet.db.tables import UtcDateTime
 
 
