@@ -1,4 +1,4 @@
-"""What a gateway knows by heart (keys, deployments, endpoints), as one table, and what keeps it fresh."""
+"""What a gateway knows by heart (keys, names, deployments, endpoints), as one table, and what keeps it fresh."""
 
 import asyncio
 import logging
@@ -14,10 +14,12 @@ from sqlalchemy import select as sa_select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
+from api.gateway.known_engines import Engines, load_engines
+from api.gateway.known_routes import KnownProvider, KnownRoute, OpenSealed, load_providers, load_routes
 from fleet.access.sealing import CannotOpen
 from fleet.db import registry
 from fleet.db.session import Database
-from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow
+from fleet.db.tables import ApiKeyRow, DeploymentRow, EndpointRow, HostRow, InstanceRow
 from fleet.specs import AutoscalingSpec
 from fleet.states import EndpointState, HostState
 
@@ -85,6 +87,12 @@ class Endpoint:
     """It, or its host, was not heard of for a moment: asked only when no other replica is left."""
     host: Host | None = None
     """Behind whose proxy it is; None: nobody's."""
+    revision: int = 0
+    """Of its deployment; 0: not known."""
+    engine: str = ""
+    """``vllm``, ``sglang``, ``llama_cpp`` or ``custom``."""
+    adapters: tuple[str, ...] = ()
+    """Its LoRA adapters: the position is by which llama.cpp knows one, all others know them by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +107,25 @@ class RoutingTable:
     """By deployment; those that take new requests."""
     draining: frozenset[EngineKey] = frozenset()
     """Those that finish what they have. What is neither here nor in ``endpoints`` is gone."""
+    routes: Mapping[str, KnownRoute] = field(default_factory=lambda: MappingProxyType({}))
+    """By public name, in their order: names of routes, aliases, deployments and LoRA adapters. What a route names may
+    be gone."""
+    providers: Mapping[str, KnownProvider] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def load(session: Session) -> RoutingTable:
+def load(session: Session, open_sealed: OpenSealed | None = None) -> RoutingTable:
+    """``open_sealed``: for the keys of providers; without it, those that have one are left out."""
     # The version first: what is written after it was read makes the next look at it load again.
     version = registry.version(session)
+    engines = load_engines(session)
     return RoutingTable(
         version=version,
         keys=MappingProxyType(_keys(session)),
         deployments=MappingProxyType(_deployments(session)),
-        endpoints=MappingProxyType(_endpoints(session)),
+        endpoints=MappingProxyType(_endpoints(session, engines)),
         draining=_draining(session),
+        routes=MappingProxyType(load_routes(session, engines.served)),
+        providers=MappingProxyType(load_providers(session, open_sealed)),
     )
 
 
@@ -151,26 +167,42 @@ def _weights(traffic: Mapping[str, int]) -> Mapping[int, int]:
     return MappingProxyType({int(launch): weight for launch, weight in traffic.items()})
 
 
-def _endpoints(session: Session) -> dict[str, tuple[Endpoint, ...]]:
+def _endpoints(session: Session, engines: Engines) -> dict[str, tuple[Endpoint, ...]]:
     host = (HostRow.state, HostRow.id, HostRow.address, HostRow.http_port, HostRow.tunnel_only, HostRow.tunnel_url)
     rows = session.execute(
-        sa_select(EndpointRow, *map(col, host))
+        sa_select(EndpointRow, col(InstanceRow.revision), *map(col, host))
         .join(HostRow, col(HostRow.id) == EndpointRow.host_id, isouter=True)
+        .join(InstanceRow, col(InstanceRow.id) == EndpointRow.instance_id, isouter=True)
         .where(col(EndpointRow.state) != EndpointState.DRAINING)
         .order_by(col(EndpointRow.instance_id))
     ).all()
     by_deployment: dict[str, list[Endpoint]] = {}
-    for row, host_state, *where in rows:
+    for row, revision, host_state, *where in rows:
         known = Host(*where) if host_state is not None else None
         if (wrong := _unusable(row, known)) is not None:
             _log.error("the endpoint of instance %s is left out: %s", row.instance_id, wrong)
             continue
         suspect = row.state == EndpointState.SUSPECT or host_state not in (None, HostState.READY)
-        endpoint = Endpoint(
-            row.instance_id, row.fence, row.deployment, row.url, row.capacity, row.launch, suspect, known
-        )
+        endpoint = _endpoint(row, suspect, known, revision or 0, engines)
         by_deployment.setdefault(row.deployment, []).append(endpoint)
     return {deployment: tuple(endpoints) for deployment, endpoints in by_deployment.items()}
+
+
+def _endpoint(row: EndpointRow, suspect: bool, host: Host | None, revision: int, engines: Engines) -> Endpoint:
+    engine = engines.of(row.deployment, revision)
+    return Endpoint(
+        instance_id=row.instance_id,
+        fence=row.fence,
+        deployment=row.deployment,
+        url=row.url,
+        capacity=row.capacity,
+        launch=row.launch,
+        suspect=suspect,
+        host=host,
+        revision=revision,
+        engine=engine.kind,
+        adapters=engine.adapters,
+    )
 
 
 def _unusable(row: EndpointRow, host: Host | None) -> str | None:
@@ -217,11 +249,14 @@ class Refresher:
         poll_interval: float,
         reload_interval: float,
         prepare: Callable[[], Awaitable[None]],
+        open_sealed: OpenSealed | None = None,
     ) -> None:
         """``adopt`` is called in the event loop, with every table that was loaded.
 
-        ``prepare`` comes before each look, and may raise what a database that is down raises.
+        ``prepare`` comes before each look, and may raise what a database that is down raises. ``open_sealed``: as for
+        ``load``.
         """
+        self._open_sealed = open_sealed
         self._prepare = prepare
         self._database = database
         self._adopt = adopt
@@ -280,7 +315,7 @@ class Refresher:
         fresh = time.monotonic() - self._loaded_at < self._reload_interval
         if self._version is not None and fresh and registry.version(session) == self._version:
             return None
-        return load(session)
+        return load(session, self._open_sealed)
 
     def _note_down(self, error: Exception) -> None:
         if not self._down:
