@@ -5,9 +5,10 @@ completed, which makes the web server close the client's connection.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -18,8 +19,9 @@ from prometheus_client.registry import Collector
 from fleet.access.tickets import Scope
 from fleet.http.connection import BadReply, ConnectFailed, Connection, Died, UpstreamError
 from fleet.http.dial import connect
-from fleet.http.door import FRESH, REFUSED, STATUS, Reason
+from fleet.http.door import FRESH, LOAD, REFUSED, STATUS, Reason
 from fleet.inventory import EngineRef
+from worker_host.engine_load import LastLook
 from worker_host.guard import Guard, NotAdmitted
 
 Message = MutableMapping[str, Any]
@@ -71,6 +73,7 @@ class Running:
 
     fence: int
     port: int
+    last_look: LastLook = field(default_factory=LastLook, compare=False)
 
 
 @dataclass(frozen=True)
@@ -282,7 +285,9 @@ class _Exchange:
         """Raises UpstreamError."""
         await connection.head()
         self._status = connection.status
-        await send({"type": "http.response.start", "status": connection.status, "headers": connection.headers})
+        load = self._engine.running.last_look.header(self._engine.in_flight, time.monotonic())
+        headers = [*connection.headers, (LOAD, load)]
+        await send({"type": "http.response.start", "status": connection.status, "headers": headers})
         more = True
         while more:
             data = await connection.read()

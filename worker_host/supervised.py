@@ -21,6 +21,7 @@ from fleet.policy.hang import Level
 from fleet.sizing.measured import Measured
 from worker_host.control_plane import ControlPlane
 from worker_host.endings import Endings
+from worker_host.engine_load import LastLook
 from worker_host.engine_log import EngineLogs
 from worker_host.install import InstallFailed
 from worker_host.probes import EngineProbe, Refused, StartTimeout
@@ -68,6 +69,7 @@ class SupervisedEngine:
         self._adapter: EngineAdapter = adapter_for(record.launch.spec)
         self._stop = asyncio.Event()
         self._drain_s = record.launch.drain.total_seconds()
+        self.last_look = LastLook()
         listeners = Listeners(parts.client, parts.control_plane, parts.records, parts.door)
         self._telling = Telling(listeners, record, self._stop)
         self._tasks: list[asyncio.Task[None]] = []
@@ -251,7 +253,8 @@ class SupervisedEngine:
                 self._telling.report(EnginePhase.READY)
                 await asyncio.Event().wait()
             try:
-                await EngineWatch(self._probe(), one_token, spec, self._seen).run(suspect=self.record.suspect)
+                watch = EngineWatch(self._probe(), one_token, spec, self._seen, self.last_look)
+                await watch.run(suspect=self.record.suspect)
             except Hung:
                 process = self.record.process
                 if process is None or not await self._runtime(process).until_back():

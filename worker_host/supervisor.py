@@ -87,7 +87,7 @@ class Supervisor:
             return None
         if known.record.ready_since is None or known.record.ended:
             return None
-        return Running(known.record.launch.fence, known.record.port)
+        return Running(known.record.launch.fence, known.record.port, known.last_look)
 
     def records(self) -> list[EngineRecord]:
         """Of what this host answers for. May be called from a thread beside the loop."""

@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 from fleet.engines.adapter import Probe
 from fleet.engines.spec import EngineSpec
 from fleet.policy.hang import Level, Look, Patience, Reading, begin, judge
+from worker_host.engine_load import LastLook
 from worker_host.probes import EngineProbe
 
 LOOK_EVERY_S = 1.0
@@ -29,12 +30,19 @@ class EngineWatch:
     """``on_level`` hears how the engine is (OK or SUSPECT) and why: as soon as that can be told, then each change."""
 
     def __init__(
-        self, probe: EngineProbe, one_token: Probe, spec: EngineSpec, on_level: Callable[[Level, str], None]
+        self,
+        probe: EngineProbe,
+        one_token: Probe,
+        spec: EngineSpec,
+        on_level: Callable[[Level, str], None],
+        last_look: LastLook,
     ) -> None:
+        """``last_look`` is told how full the engine is, whenever its metrics are read."""
         self._probe = probe
         self._one_token = one_token
         self._patience = Patience(spec.unresponsive_timeout_s, spec.stall_timeout_s, spec.idle_probe_s)
         self._on_level = on_level
+        self._last_look = last_look
         self._reading: asyncio.Task[Reading] | None = None
         self._read_next = 0.0
         self._proof: asyncio.Task[bool] | None = None
@@ -79,6 +87,7 @@ class EngineWatch:
         text = await self._probe.metrics(_METRICS_S)
         if text is None:
             return Reading(None, None)
+        self._last_look.note(self._probe.adapter.queue(text), time.monotonic())
         progress = self._probe.adapter.progress(text)
         if progress is None:
             return Reading(self._probe.adapter.busy(text), None)

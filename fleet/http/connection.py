@@ -15,7 +15,7 @@ from typing import cast
 
 import httptools
 
-from fleet.http.door import REFUSED
+from fleet.http.door import LOAD, REFUSED
 
 HOLD_LIMIT = 256 << 10
 """A reply of known length up to this is passed on whole: an engine that dies in it leaves no torso."""
@@ -107,6 +107,7 @@ class Connection(asyncio.Protocol):
         "exchanges",
         "headers",
         "idle",
+        "load",
         "refused",
         "status",
         "waited",
@@ -117,6 +118,8 @@ class Connection(asyncio.Protocol):
     """Those that are passed on."""
     refused: bytes
     """Why a host's proxy answered instead of the engine; empty: it did not (``fleet.http.door``)."""
+    load: bytes
+    """How full the engine is, as the proxy of its host says (``fleet.policy.engine_load``); empty: it does not."""
     event_stream: bool
     """The body is plain server-sent events."""
     waited: float
@@ -318,6 +321,8 @@ class Connection(asyncio.Protocol):
                 self.headers.append((name, value))
         elif name == REFUSED:
             self.refused = value
+        elif name == LOAD:
+            self.load = value
 
     def on_headers_complete(self) -> None:
         if self._complete:
@@ -350,6 +355,7 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.headers = []
         self.refused = b""
+        self.load = b""
         self.event_stream = False
         self._chunks = []
         self._buffered = 0

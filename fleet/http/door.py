@@ -6,6 +6,8 @@ REFUSED = b"holdfast-refused"
 """Never passed on from an engine, nor to a client of a gateway."""
 FRESH = b"holdfast-fresh"
 """In a request that is sent again: the engine is to get it over a connection that was not used before."""
+LOAD = b"holdfast-load"
+"""In an answer of an engine: how full it is (``fleet.policy.engine_load``). For gateways, not for their clients."""
 
 
 class Reason(StrEnum):

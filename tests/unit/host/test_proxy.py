@@ -200,14 +200,16 @@ async def test_requests_and_answers_pass_as_they_are(door: HostDoor, http: httpx
 
 async def test_what_concerns_one_connection_only_stays_there(door: HostDoor, http: httpx.AsyncClient) -> None:
     async def talkative(exchange: Exchange) -> None:
-        own = "Server: x\r\nSet-Cookie: a=b\r\nKeep-Alive: timeout=5\r\nHoldfast-Refused: gone\r\nX-Mine: 1\r\n"
+        own = "Server: x\r\nSet-Cookie: a=b\r\nKeep-Alive: timeout=5\r\nX-Mine: 1\r\n"
+        own += "Holdfast-Refused: gone\r\nHoldfast-Load: 99\r\n"
         await exchange.answer(b"{}", headers=own)
 
     async with engine(door, talkative) as behind:
         answer = await ask(http, content=b"{}", headers={"connection": "x-hop", "x-hop": "1", "te": "trailers"})
         assert b"x-hop" not in behind.requests[0]
         assert b"te: " not in behind.requests[0]
-        assert dict(answer.headers) == {"content-type": "application/json", "content-length": "2", "x-mine": "1"}
+        passed = {"content-type": "application/json", "content-length": "2", "x-mine": "1"}
+        assert dict(answer.headers) == passed | {"holdfast-load": "1"}
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"])
