@@ -22,6 +22,15 @@ def defragment_workflow(deployment: str) -> str:
     return f"defragment/{deployment}"
 
 
+def batch_workflow(batch_id: str) -> str:
+    return f"batch/{batch_id}"
+
+
+def batch_queue(control_queue: str) -> str:
+    """Batches have slots of their own: they may all be taken for hours."""
+    return f"{control_queue}-batches"
+
+
 def host_queue(host_id: str) -> str:
     return f"host-{host_id}"
 
@@ -34,6 +43,7 @@ DEPLOYMENT_WORKFLOW = "DeploymentWorkflow"
 INSTANCE_WORKFLOW = "InstanceWorkflow"
 HOST_WORKFLOW = "HostWorkflow"
 DEFRAGMENT_WORKFLOW = "DefragmentWorkflow"
+BATCH_WORKFLOW = "BatchWorkflow"
 
 CHANGE_UPDATE = "change"
 DELETE_UPDATE = "delete"
@@ -45,6 +55,8 @@ REGISTER_UPDATE = "register"
 FORGET_UPDATE = "forget"
 MAINTAIN_UPDATE = "maintain"
 STOP_DEFRAGMENTING_UPDATE = "stop"
+CANCEL_BATCH_UPDATE = "cancel"
+PAUSE_BATCH_UPDATE = "pause"
 APPROVE_REPLACEMENT_UPDATE = "approve_replacement"
 
 ENGINE_REPORTED_SIGNAL = "engine_reported"

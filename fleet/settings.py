@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     relay_internal_url: str = ""
     """How gateways reach this relay; empty: ``http://<relay_internal_bind>:<relay_internal_port>``."""
 
+    gateway_url: str = ""
+    """Where the controller sends the requests of batches: a gateway; empty: ``http://<bind>:<port>``."""
+
     temporal_address: str = ""
     """``host:port`` of an existing Temporal cluster; empty: `holdfast up` embeds one."""
     temporal_namespace: str = "default"
@@ -204,6 +207,11 @@ class Settings(BaseSettings):
     def relay_of_host(self) -> str:
         """What a host dials."""
         return (self.server or f"https://127.0.0.1:{self.relay_port}").rstrip("/")
+
+    @property
+    def gateway_for_batches(self) -> str:
+        """URL without ``/v1``."""
+        return (self.gateway_url or f"http://{in_url(self.bind)}:{self.port}").rstrip("/")
 
     @property
     def effective_database_url(self) -> str:

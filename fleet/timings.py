@@ -56,3 +56,9 @@ class Timings(Record):
     """this."""
     move_deadline: timedelta = timedelta(minutes=45)
     """A replica that has not been replaced within this stays where it is: longer than a start may take."""
+    batch_heartbeat: timedelta = timedelta(seconds=30)
+    """A window of a batch that was not heard of for so long is taken up by another controller."""
+    batch_patience: timedelta = timedelta(minutes=10)
+    """Then a window gives its place to other batches, and is gone on with later."""
+    batch_call_back: timedelta = timedelta(seconds=30)
+    """How long requests of a batch that is cancelled or paused may still take until they are given up."""

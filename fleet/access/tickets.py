@@ -30,6 +30,8 @@ class Scope(StrEnum):
     """What else a host shows: its metrics, its files, and the logs and metrics of its engines."""
     TUNNEL = "tunnel"
     """A way to a host through a relay; what it may do there is for another ticket to say."""
+    GATEWAY = "gateway"
+    """Requests to models on behalf of an API key, named as the subject (``fleet.access.errands``)."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import ssl
 import time
 from collections.abc import Callable
 
+from fleet.access.errands import GATEWAY_AUDIENCE
 from fleet.access.tickets import TICKET_S, Scope, Ticket, TicketSigner
 
 _RENEWED_AFTER_S = TICKET_S / 2
@@ -29,6 +30,10 @@ class Visitor:
 
     def tunnel(self, host_id: str) -> str:
         return self._ticket(Ticket(host_id, Scope.TUNNEL))
+
+    def gateway(self, key_id: str) -> str:
+        """For requests that the control plane makes on behalf of an API key: its batches."""
+        return self._ticket(Ticket(GATEWAY_AUDIENCE, Scope.GATEWAY, key_id))
 
     def forget(self) -> None:
         """Make all tickets anew: a host does not take them, perhaps since a clock was set."""

@@ -7,7 +7,10 @@ from sqlalchemy import Connection
 from sqlmodel import AutoString, SQLModel
 
 import fleet.db.routes  # noqa: F401 (its tables)
-from fleet.db import stored_responses  # noqa: F401 (its table)
+from fleet.db import (
+    batches,  # noqa: F401 (its tables, and those of files)
+    stored_responses,  # noqa: F401 (its table)
+)
 from fleet.db.tables import UtcDateTime
 
 
