@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any
 
@@ -10,8 +11,11 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlmodel import Session
 
+from fleet.db.routes import ProviderRow, RouteRow
 from fleet.db.tables import GpuRow
+from fleet.routes import ProviderSpec, RouteSpec
 from tests.unit.api.test_auth import operations
 from tests.unit.api.test_instances import instance
 from tests.unit.api.world import ADMIN, SPEC, World
@@ -40,6 +44,7 @@ FIELDS = [
     *("env", "max_model_len", "concurrency", "placement", "host_selector", "gpus_per_replica", "cpu_threads"),
     *("resources", "memory_bytes", "health", "start_timeout_s", "runtime", "scope", "ttl_s", "description", "token"),
     *("reserved_for", "reserve", "ram_bytes", "vram_bytes", "max_uses", "evacuate", "deadline_s", "reason"),
+    *("targets", "deployment", "provider", "weight", "aliases", "fallbacks", "base_url", "api_key", "headers"),
 ]
 
 texts = st.sampled_from(ODD_TEXT) | st.text(max_size=20) | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3)
@@ -48,6 +53,14 @@ names = st.sampled_from(FIELDS) | texts
 bodies = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=5), max_leaves=25
 )
+ROUTE: dict[str, Any] = {
+    "targets": [{"deployment": "chat", "weight": 2}, {"provider": "chat", "model": "gpt-x"}],
+    "aliases": ["x/y"],
+    "fallbacks": {"general": ["chat"]},
+    "shadow": {"target": {"deployment": "chat"}, "percent": 5},
+    "headers": {"set": {"x-a": "b"}, "forward": ["x-c"]},
+}
+PROVIDER: dict[str, Any] = {"base_url": "http://127.0.0.1:1/v1", "api_key": "sk", "headers": {"x-a": "b"}}
 VALID: dict[str, Any] = {
     "/api/v1/deployments": {"name": "new", "labels": {"a": "b"}, "spec": {**SPEC, "env": {"A": "b"}}},
     "/api/v1/deployments/{name}": {"labels": {"a": "b"}, "spec": {"replicas": 2, "env": {"A": "c"}}},
@@ -61,6 +74,10 @@ VALID: dict[str, Any] = {
         "reserve": {"ram_bytes": 1 << 30, "vram_bytes": None},
     },
     "/api/v1/gpus/{uuid}/cordon": {"reason": "Xid 79"},
+    "/api/v1/routes": {"name": "new", "labels": {"a": "b"}, "spec": ROUTE},
+    "/api/v1/routes/{name}": {"labels": {"a": None}, "spec": ROUTE},
+    "/api/v1/providers": {"name": "new", "spec": PROVIDER},
+    "/api/v1/providers/{name}": {"spec": {**PROVIDER, "in_flight": 3}},
 }
 ids = st.sampled_from(["chat", "chat/1-abc", "h1", "key-1", "new"]) | texts
 SETTINGS = settings(
@@ -91,7 +108,16 @@ def busy_world(world: World) -> World:
     world.add_host()
     world.add(instance())
     world.add(GpuRow(uuid="chat", host_id="h1", index=0, kind="nvidia", name="t", memory_bytes=1, allocatable=1))
+    world.database.write(_add_names)
     return world
+
+
+def _add_names(session: Session) -> None:
+    now = datetime.now(UTC)
+    spec = ProviderSpec.model_validate(PROVIDER).model_dump(mode="json", exclude={"api_key"})
+    session.add(ProviderRow(name="chat", spec=spec, created_at=now, updated_at=now))
+    target = RouteSpec.model_validate({"targets": [{"provider": "chat"}]}).model_dump(mode="json")
+    session.add(RouteRow(name="chat", spec=target, created_at=now, updated_at=now))
 
 
 async def send(world: World, method: str, path: str, **what: Any) -> httpx.Response:
