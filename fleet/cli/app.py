@@ -19,8 +19,10 @@ from fleet.cli import (
     join_token,
     keys,
     processes,
+    providers,
     resync,
     rollouts,
+    routes,
     set_host,
     status,
 )
@@ -65,6 +67,8 @@ app.command(rich_help_panel=MODELS)(rollouts.revisions)
 app.command("instances", rich_help_panel=MODELS)(instances.list_instances)
 app.command(rich_help_panel=MODELS)(instances.logs)
 app.command(rich_help_panel=MODELS)(instances.retry)
+app.add_typer(routes.routes, name="routes", rich_help_panel=MODELS)
+app.add_typer(providers.providers, name="providers", rich_help_panel=MODELS)
 app.command(rich_help_panel=MODELS)(evaluate.evaluate)
 app.command(rich_help_panel=MODELS)(chat.chat)
 

@@ -104,6 +104,10 @@ class FakeApi:
     tokens: list[Json] = field(default_factory=list)
     audit: list[Json] = field(default_factory=list)
     defragmentations: list[Json] = field(default_factory=list)
+    routes: list[Json] = field(default_factory=list)
+    providers: list[Json] = field(default_factory=list)
+    checked: Json = field(default_factory=dict)
+    """What asking a provider brings."""
     evaluation: Json = field(default_factory=dict)
     note: str = ""
     """Of join tokens."""
@@ -177,10 +181,14 @@ class FakeApi:
         path, method = request.path_params["rest"], request.method
         collections = {"instances": self.instances, "hosts": self.hosts, "gpus": self.gpus, "api-keys": self.keys}
         collections |= {"join-tokens": self.tokens, "audit": self.audit, "defragmentations": self.defragmentations}
+        named = {"routes": self.routes, "providers": self.providers}
+        collections |= named
         if path == "deployments" and method == "GET":
             return self._page(request, self.deployments)
         if path in collections and method == "GET":
             return self._page(request, collections[path])
+        if path.partition("/")[0] in named:
+            return self._named(named[path.partition("/")[0]], path.partition("/")[2], method, path)
         if path.endswith("/approve-retry"):
             return JSONResponse({"instances": [i["id"] for i in self.instances]}, status_code=202)
         if path.startswith("gpus/"):
@@ -198,6 +206,17 @@ class FakeApi:
         if path.endswith("/logs"):
             return Response("line 1\nline 2\n", media_type="text/plain")
         return self._one(path, method)
+
+    def _named(self, known: list[Json], name: str, method: str, path: str) -> Response:
+        if name.endswith("/check"):
+            return JSONResponse(self.checked)
+        if method == "POST":
+            return JSONResponse(known[-1], status_code=201)
+        if method == "DELETE":
+            return Response(status_code=204)
+        found = next((one for one in known if one["name"] == name), None)
+        missing = {"title": "Not found", "detail": f"no {path}"}
+        return JSONResponse(missing, status_code=404) if found is None else JSONResponse(found)
 
     def _one(self, path: str, method: str) -> Response:
         collection, _, identity = path.partition("/")
