@@ -180,7 +180,7 @@ class PlacementActivities(PlacementContract):
             model_path=leader.model_path,
             address=leader.address,
             sizing=decision.need.sizing,
-            card=_card(asked.facts) if asked.facts is not None else ModelCard(),
+            card=ModelCard.of(asked.facts) if asked.facts is not None else ModelCard(),
             followers=tuple(others),
         )
 
@@ -234,14 +234,3 @@ class PlacementActivities(PlacementContract):
             return {}
         sealer = host_sealer(session.get_one(HostRow, host_id).credential_hash)
         return {name: sealer.seal(self._master.open(value)) for name, value in env.items()}
-
-
-def _card(facts: ModelFacts) -> ModelCard:
-    return ModelCard(
-        architecture=facts.architecture,
-        model_type=facts.model_type,
-        task=facts.task,
-        format=facts.format,
-        fingerprint=facts.fingerprint,
-        quantization=facts.quantization.method if facts.quantization is not None else "",
-    )

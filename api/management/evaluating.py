@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from api.state import Services
 from fleet.catalog.machines import machines
+from fleet.db import sizings
 from fleet.db.fleet_reader import FleetReader
 from fleet.errors import HoldfastError, InvalidInput, Unavailable
 from fleet.evaluation.answer import Evaluation, Message
@@ -18,7 +19,7 @@ from fleet.host_client import FileFacts
 from fleet.hub_facts import HubFacts
 from fleet.placement.fleet import Fleet
 from fleet.placement.view import HostView
-from fleet.sizing.facts import ModelFacts
+from fleet.sizing.facts import Lora, ModelFacts
 from fleet.sizing.files import ReadError, ReadProblem
 from fleet.specs import DeploymentSpec
 
@@ -73,18 +74,21 @@ class Evaluator:
         await self.hubs.aclose()
 
     async def _on_fleet(self, question: Question, found: Found) -> Evaluation:
+        draft, loras = await self._companions(question.spec)
         async with self._busy:
             await self._reader.look()
-            return await asyncio.to_thread(self._evaluate_now, question, found)
+            known = await self.services.database.aread(lambda s: sizings.known(s, found.facts.fingerprint))
+            ground = Ground("fleet", self._fleet, files=found.hosts, known=known, draft=draft, loras=loras)
+            return await asyncio.to_thread(self._evaluate_now, question, found.facts, ground)
 
-    def _evaluate_now(self, question: Question, found: Found) -> Evaluation:
+    def _evaluate_now(self, question: Question, facts: ModelFacts, ground: Ground) -> Evaluation:
         changes = self._reader.changes(self._version)
         for host_id in changes.gone:
             self._fleet.remove(host_id)
         for host in changes.hosts:
             self._fleet.update(host)
         self._version = changes.version
-        return evaluate(question, found.facts, Ground("fleet", self._fleet, files=found.hosts))
+        return evaluate(question, facts, ground)
 
     async def _on_described(self, question: Question, found: Found, inventory: DeclaredInventory) -> Evaluation:
         def work() -> Evaluation:
@@ -118,6 +122,23 @@ class Evaluator:
             self._asked.clear()
         self._asked[key] = (time.monotonic() + _ASKED_S, found)
         return found
+
+    async def _companions(self, spec: DeploymentSpec) -> tuple[ModelFacts | None, tuple[Lora, ...]]:
+        """What hosts say of the draft model and of the adapters, as placement would hear it."""
+        guesses = spec.speculative.model if spec.speculative is not None else None
+        paths = [*([guesses] if guesses else []), *(lora.path for lora in spec.lora)]
+        if not paths:
+            return None, ()
+        async with self._busy:
+            await self._reader.look()
+            hosts = self._reader.hosts()
+        told = {path: await self._readable(hosts, path) for path in paths}
+        draft = next((f.model for f in told.get(guesses or "", ()) if f.model is not None), None)
+        loras = (next((f.lora for f in told[lora.path] if f.lora is not None), None) for lora in spec.lora)
+        return draft, tuple(lora for lora in loras if lora is not None)
+
+    async def _readable(self, hosts: list[HostView], path: str) -> list[FileFacts]:
+        return [f for f in (await self._ask(hosts, path)).values() if f is not None and f.readable]
 
     async def _ask(self, hosts: list[HostView], path: str) -> dict[str, FileFacts | None]:
         addresses = (self._reader.address_of(h.host_id) for h in hosts)

@@ -1,7 +1,7 @@
 """What engines said of their memory when they started, and where they did not fit: better than any prediction."""
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,61 +11,13 @@ from sqlmodel import Session, select
 from fleet.db.alone import alone_on
 from fleet.db.tables import DidNotFitRow, MeasuredSizingRow
 from fleet.inventory import EngineRef
-from fleet.model import Record
+from fleet.sizing.known import DidNotFit, Known, MeasuredSizing, SizingKey
 from fleet.sizing.measured import Measured
-from fleet.sizing.sizing import GpuClass
 
 REMEMBERED = 5000
 """Of each kind; of more the oldest are forgotten."""
 
 Row = MeasuredSizingRow | DidNotFitRow
-
-
-class SizingKey(Record):
-    """All that an engine's memory depends on, as far as it is known."""
-
-    fingerprint: str
-    """``ModelFacts.fingerprint``"""
-    engine: str
-    engine_version: str
-    gpu_class: str
-    """``class_text``"""
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    batched_tokens: int
-    sequences: int
-    kv_dtype: str = "auto"
-
-
-@dataclass(frozen=True)
-class MeasuredSizing:
-    key: SizingKey
-    measured: Measured
-    at: datetime
-    instance_id: str
-
-
-@dataclass(frozen=True)
-class DidNotFit:
-    key: SizingKey
-    booked_bytes: int
-    """Of each card (of RAM, on CPUs): the most with which its engine ran out of memory at its start."""
-    at: datetime
-    instance_id: str
-
-
-@dataclass(frozen=True)
-class Known:
-    """Of one model with one version of one engine; latest first."""
-
-    measured: tuple[MeasuredSizing, ...] = ()
-    did_not_fit: tuple[DidNotFit, ...] = ()
-
-
-def class_text(card: GpuClass) -> str:
-    """The same for cards that are the same to sizing."""
-    parts = (card.kind.value, card.name, str(card.memory_bytes), card.compute_capability)
-    return "/".join((*parts, "unified") if card.unified else parts)
 
 
 def note_measured(session: Session, key: SizingKey, measured: Measured, by: EngineRef, at: datetime) -> None:
@@ -88,16 +40,17 @@ def note_did_not_fit(session: Session, key: SizingKey, booked_bytes: int, by: En
         _write(session, DidNotFitRow(**_columns(key, by), booked_bytes=most, at=at), new=known is None)
 
 
-def known(session: Session, fingerprint: str, engine: str, version: str) -> Known:
-    measured = [
-        MeasuredSizing(_key_of(row), Measured.model_validate(row.measured), row.at, row.instance_id)
-        for row in _of_model(session, MeasuredSizingRow, fingerprint, engine, version)
-    ]
-    did_not_fit = [
-        DidNotFit(_key_of(row), row.booked_bytes, row.at, row.instance_id)
-        for row in _of_model(session, DidNotFitRow, fingerprint, engine, version)
-    ]
-    return Known(tuple(measured), tuple(did_not_fit))
+def known(session: Session, fingerprint: str) -> dict[tuple[str, str], Known]:
+    """Of one model, by engine and version; those that are not among them have said nothing yet."""
+    measured: dict[tuple[str, str], list[MeasuredSizing]] = defaultdict(list)
+    did_not_fit: dict[tuple[str, str], list[DidNotFit]] = defaultdict(list)
+    for row in _of_model(session, MeasuredSizingRow, fingerprint):
+        found = MeasuredSizing(_key_of(row), Measured.model_validate(row.measured), row.at, row.instance_id)
+        measured[row.engine, row.engine_version].append(found)
+    for row in _of_model(session, DidNotFitRow, fingerprint):
+        failed = DidNotFit(_key_of(row), row.booked_bytes, row.at, row.instance_id)
+        did_not_fit[row.engine, row.engine_version].append(failed)
+    return {name: Known(tuple(measured[name]), tuple(did_not_fit[name])) for name in {*measured, *did_not_fit}}
 
 
 def _latest(session: Session, table: type[Any], key: SizingKey) -> Any:
@@ -132,8 +85,5 @@ def _key_of(row: Row) -> SizingKey:
     return SizingKey.model_validate(row.model_dump(include=set(SizingKey.model_fields)))
 
 
-def _of_model(session: Session, table: type[Any], fingerprint: str, engine: str, version: str) -> Sequence[Any]:
-    query = select(table).where(
-        table.fingerprint == fingerprint, table.engine == engine, table.engine_version == version
-    )
-    return session.exec(query.order_by(table.at.desc())).all()
+def _of_model(session: Session, table: type[Any], fingerprint: str) -> Sequence[Any]:
+    return session.exec(select(table).where(table.fingerprint == fingerprint).order_by(table.at.desc())).all()

@@ -4,16 +4,14 @@ from datetime import datetime
 
 from sqlmodel import Session
 
-from fleet.db.sizings import SizingKey, class_text, note_did_not_fit, note_measured
+from fleet.db.sizings import note_did_not_fit, note_measured
 from fleet.db.tables import GpuRow
 from fleet.engines.spec import EngineSpec
 from fleet.instances import Instance
-from fleet.inventory import AcceleratorKind, EngineRef, Gpu
+from fleet.inventory import EngineRef, Gpu
 from fleet.placement.request import ModelCard
+from fleet.sizing.known import IN_RAM, SizingKey, class_text
 from fleet.sizing.sizing import GpuClass, Sizing
-
-IN_RAM = GpuClass(kind=AcceleratorKind.CPU, memory_bytes=0)
-"""All RAM is alike."""
 
 
 def note(session: Session, instance: Instance, at: datetime) -> None:

@@ -1,10 +1,10 @@
 """What all parts of an answer are made from: question, model, cards, engine, fits. Pure."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from fleet.catalog.machines import Machine
-from fleet.engines.adapter import EngineAdapter
-from fleet.engines.catalog import ADAPTERS, adapter_for
+from fleet.engines.catalog import ADAPTERS
 from fleet.engines.derive import engine_spec
 from fleet.engines.spec import EngineSpec
 from fleet.evaluation import scene
@@ -16,10 +16,13 @@ from fleet.evaluation.scene import Cards
 from fleet.inventory import AcceleratorKind
 from fleet.placement.builds import fitting
 from fleet.placement.fleet import Fleet
+from fleet.placement.guess import guessed
+from fleet.placement.kind import ReplicaKind
 from fleet.placement.needs import Needs
-from fleet.placement.sized import needs_for, needs_of, why_not_on
+from fleet.placement.sized import needs_of
 from fleet.rollouts import Template
-from fleet.sizing.facts import ModelFacts
+from fleet.sizing.facts import Lora, ModelFacts
+from fleet.sizing.known import NOTHING_KNOWN, Known
 from fleet.sizing.sizing import GpuClass
 
 NAME = "evaluated"
@@ -36,6 +39,11 @@ class Ground:
     machines: tuple[Machine, ...] = ()
     files: frozenset[str] | None = None
     """Hosts that have the model's files; None: it can be brought to any."""
+    known: Mapping[tuple[str, str], Known] = field(default_factory=dict)
+    """What engines that ran the model said of their memory, by engine and version."""
+    draft: ModelFacts | None = None
+    loras: tuple[Lora, ...] = ()
+    """Of the draft model and the adapters, as far as the fleet's hosts could read them."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,7 @@ class Case:
     ground: Ground
     cards: tuple[Cards, ...]
     verdicts: Verdicts
-    adapter: EngineAdapter
-    spec: EngineSpec
+    kind: ReplicaKind
     barred: dict[GpuClass, str]
     """Classes on which the engine cannot run the model, whatever their memory."""
     fits: Fits
@@ -57,11 +64,11 @@ class Case:
         return self.with_fits(self.fitting.on_any_hosts(self.open_cards))
 
     def with_fits(self, fits: Fits) -> "Case":
-        return replace(self, fits=fits, needs=_needs(self.spec, fits, self.barred))
+        return replace(self, fits=fits, needs=_needs(self.kind, fits, self.barred))
 
     @property
     def fitting(self) -> Fitting:
-        return Fitting(self.adapter, self.spec, self.facts, self.verdicts.sized_as)
+        return Fitting(self.kind)
 
     @property
     def open_cards(self) -> tuple[Cards, ...]:
@@ -74,17 +81,20 @@ def case_of(question: Question, facts: ModelFacts, ground: Ground) -> Case:
     cards = scene.of_fleet(fleet, wish) if fleet is not None else scene.of_catalog(ground.machines, wish)
     verdicts = judge(question.spec, facts, fleet, _refused(question))
     spec = _spec(question, verdicts.engine, verdicts.version)
-    adapter = adapter_for(spec)
+    known = ground.known.get((spec.engine, spec.engine_version), NOTHING_KNOWN)
+    kind = ReplicaKind(spec, facts, ground.draft, ground.loras, known)
     cards = tuple(c for c in cards if c.gpu.kind is not AcceleratorKind.CPU or _runs_on_cpus(spec, fleet))
-    barred = {c.gpu: why for c in cards if (why := why_not_on(adapter, facts, verdicts.sized_as, c.gpu))}
-    bare = Case(question, facts, ground, cards, verdicts, adapter, spec, barred, {}, Needs())
+    barred = {c.gpu: why for c in cards if (why := kind.why_not_on(c.gpu))}
+    bare = Case(question, facts, ground, cards, verdicts, kind, barred, {}, Needs())
     found = bare.fitting.on_one_host if fleet is not None else bare.fitting.with_fewest_cards
     return bare.with_fits(found(bare.open_cards))
 
 
-def _needs(spec: EngineSpec, fits: Fits, barred: dict[GpuClass, str]) -> Needs:
+def _needs(kind: ReplicaKind, fits: Fits, barred: dict[GpuClass, str]) -> Needs:
     """A person's own number of bytes goes before any prediction."""
-    return needs_for(spec, None, ()) if spec.memory_bytes is not None else needs_of(spec, fits, barred)
+    if kind.spec.memory_bytes is not None:
+        return guessed(kind.spec, kind.facts.file_bytes)
+    return needs_of(kind.spec, fits, barred)
 
 
 def _runs_on_cpus(spec: EngineSpec, fleet: Fleet | None) -> bool:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleet.engines.catalog import ADAPTERS
 from fleet.engines.choice import EngineChoice, Offer, choose_engine
 from fleet.evaluation.answer import EngineVerdict
 from fleet.placement.fleet import Fleet
@@ -19,9 +18,7 @@ class Verdicts:
     engine: str
     """Of which sizes are told: the chosen one, else the one that comes nearest."""
     version: str
-    """To pin; empty: whatever build a host has."""
-    sized_as: str
-    """The version whose memory is predicted."""
+    """To pin, and as which it is sized; empty: whatever build a host has."""
     can_run: bool
 
 
@@ -36,7 +33,6 @@ def judge(spec: DeploymentSpec, facts: ModelFacts, fleet: Fleet | None, refused:
         all=tuple(_verdict(name, choice, version, wrong) for name in _order(choice)),
         engine=engine,
         version=version,
-        sized_as=version or _offered(engine, fleet) or ADAPTERS[engine].default_version,
         can_run=bool(choice.engine) and not wrong,
     )
 
@@ -73,9 +69,3 @@ def _nearest(spec: DeploymentSpec, facts: ModelFacts) -> str:
     if spec.engine != "auto":
         return spec.engine
     return "llama_cpp" if facts.format is Format.GGUF else "vllm"
-
-
-def _offered(engine: str, fleet: Fleet | None) -> str:
-    """The newest that a host has by that name."""
-    builds = (b for software in (fleet.software if fleet else ()) for b in software.engines if b.engine == engine)
-    return max((b.version for b in builds), default="")

@@ -59,7 +59,7 @@ def _on_hosts(case: Case, cards: Cards, tally: Tally) -> ClassView:
 
 def _request(case: Case) -> PlacementRequest:
     return PlacementRequest(
-        instance_id=f"{NAME}/1", deployment=NAME, fence=1, spec=case.spec, labels=case.question.labels
+        instance_id=f"{NAME}/1", deployment=NAME, fence=1, spec=case.kind.spec, labels=case.question.labels
     )
 
 

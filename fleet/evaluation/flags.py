@@ -48,21 +48,10 @@ def _start(adapter: EngineAdapter, spec: EngineSpec, facts: ModelFacts, gpu: Gpu
         port=_PORT,
         cpu_count=_CORES,
         sizing=sizing,
-        card=card_of(facts),
+        card=ModelCard.of(facts),
         members=members,
         ports=ports,
         accelerator=gpu.kind,
         booked_bytes=sizing.gpu_bytes or sizing.ram_bytes,
         card_bytes=gpu.memory_bytes if uuids else 0,
-    )
-
-
-def card_of(facts: ModelFacts) -> ModelCard:
-    return ModelCard(
-        architecture=facts.architecture,
-        model_type=facts.model_type,
-        task=facts.task,
-        format=facts.format,
-        fingerprint=facts.fingerprint,
-        quantization=facts.quantization.method if facts.quantization else "",
     )

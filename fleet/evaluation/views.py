@@ -95,7 +95,7 @@ def _way(case: Case, gpu: GpuClass, sizing: Sizing | None, *, told: bool) -> Way
     """``told``: with flags, which only the way that is taken needs."""
     if sizing is None:
         return None
-    flags = flags_of(case.adapter, case.spec, case.facts, gpu, sizing) if told else []
+    flags = flags_of(case.kind.adapter, case.kind.spec, case.facts, gpu, sizing) if told else []
     return Way.model_construct(**dict(sizing), flags=flags)
 
 
@@ -106,4 +106,6 @@ def _no_engine(case: Case) -> Message:
 
 def _conflicts(case: Case) -> list[str]:
     args = case.question.spec.engine_args
-    return [f"spec.engine_args.{n} ({args[n]!r}): {how}" for n, how in case.adapter.conflicts(case.spec).items()]
+    return [
+        f"spec.engine_args.{n} ({args[n]!r}): {how}" for n, how in case.kind.adapter.conflicts(case.kind.spec).items()
+    ]

@@ -1,4 +1,4 @@
-"""What a replica needs where all that is known of its model is the size of its file. Pure."""
+"""What a replica needs where a person says so, or all that is known of its model is the size of its file. Pure."""
 
 from fleet.engines.catalog import resolve
 from fleet.engines.spec import EngineSpec
@@ -9,7 +9,7 @@ from fleet.sizing.estimate import replica_memory
 def guessed(spec: EngineSpec, file_bytes: int) -> Needs:
     """The same on cards of any class, divided among those that are asked for."""
     gpus = spec.placement.gpus_per_replica
-    return Needs.constant(_bytes(spec, file_bytes), gpus)
+    return Needs.constant(_bytes(spec, file_bytes), gpus, spec.ram_bytes or 0)
 
 
 def _bytes(spec: EngineSpec, file_bytes: int) -> int:

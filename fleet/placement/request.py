@@ -2,6 +2,7 @@
 
 from fleet.engines.spec import EngineSpec
 from fleet.model import Record
+from fleet.sizing.facts import ModelFacts
 from fleet.sizing.sizing import Sizing
 
 
@@ -27,6 +28,17 @@ class ModelCard(Record):
     format: str = "gguf"
     fingerprint: str = ""
     quantization: str = ""
+
+    @classmethod
+    def of(cls, facts: ModelFacts) -> "ModelCard":
+        return cls(
+            architecture=facts.architecture,
+            model_type=facts.model_type,
+            task=facts.task,
+            format=facts.format,
+            fingerprint=facts.fingerprint,
+            quantization=facts.quantization.method if facts.quantization is not None else "",
+        )
 
 
 class Member(Record):

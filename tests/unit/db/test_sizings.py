@@ -7,8 +7,8 @@ import pytest
 
 from fleet.db import sizings
 from fleet.db.session import Database
-from fleet.db.sizings import SizingKey
 from fleet.inventory import AcceleratorKind, EngineRef
+from fleet.sizing.known import NOTHING_KNOWN, Known, SizingKey, class_text
 from fleet.sizing.measured import Measured
 from fleet.sizing.sizing import GpuClass
 
@@ -37,12 +37,13 @@ def fail(database: Database, booked: int, fence: int, minutes: int = 0) -> None:
     database.write(lambda s: sizings.note_did_not_fit(s, KEY, booked, engine(fence), at))
 
 
-def known(database: Database, key: SizingKey = KEY) -> sizings.Known:
-    return database.read(lambda s: sizings.known(s, key.fingerprint, key.engine, key.engine_version))
+def known(database: Database, key: SizingKey = KEY) -> Known:
+    found = database.read(lambda s: sizings.known(s, key.fingerprint))
+    return found.get((key.engine, key.engine_version), NOTHING_KNOWN)
 
 
 def test_nothing_is_known_of_a_model_that_never_ran(database: Database) -> None:
-    assert known(database) == sizings.Known()
+    assert known(database) == NOTHING_KNOWN
 
 
 def test_what_was_measured_is_given_back_whole(database: Database) -> None:
@@ -96,7 +97,7 @@ def test_engines_told_differently_are_remembered_apart_latest_first(database: Da
 @pytest.mark.parametrize("change", [{"fingerprint": "0" * 32}, {"engine": "sglang"}, {"engine_version": "0.12.0"}])
 def test_other_models_and_engines_are_not_mixed_up(database: Database, change: dict[str, Any]) -> None:
     measure(database, KEY.model_copy(update=change))
-    assert known(database) == sizings.Known()
+    assert known(database) == NOTHING_KNOWN
 
 
 def test_the_most_that_was_not_enough_is_kept(database: Database) -> None:
@@ -115,6 +116,6 @@ def test_of_too_many_the_oldest_are_forgotten(database: Database, monkeypatch: p
 
 def test_cards_of_one_class_have_one_text() -> None:
     card = GpuClass(kind=AcceleratorKind.NVIDIA, name="L4", memory_bytes=24 << 30, compute_capability="8.9")
-    assert sizings.class_text(card) == "nvidia/L4/25769803776/8.9"
+    assert class_text(card) == "nvidia/L4/25769803776/8.9"
     shared = card.model_copy(update={"unified": True})
-    assert sizings.class_text(shared) != sizings.class_text(card)
+    assert class_text(shared) != class_text(card)

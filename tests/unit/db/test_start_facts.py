@@ -18,6 +18,7 @@ from fleet.placement.request import ModelCard, Placement
 from fleet.placement.view import HostView
 from fleet.recovery import after_failure
 from fleet.sizing.facts import Lora
+from fleet.sizing.known import Known
 from fleet.sizing.measured import Measured
 from fleet.sizing.sizing import Sizing
 from fleet.specs import LoraSpec
@@ -69,7 +70,7 @@ async def test_what_an_engine_measured_is_booked_for_the_next_of_its_kind(databa
     after = await booked(database)
     assert after.measured
     assert after.terms["weights"] == measured.weights_bytes
-    assert AcceleratorKind.CPU.value in database.read(_known).measured[0].key.gpu_class
+    assert AcceleratorKind.CPU.value in database.read(_known)["vllm", "0.32.0"].measured[0].key.gpu_class
 
 
 async def test_an_engine_that_ran_out_of_memory_at_its_start_is_given_more(database: Database) -> None:
@@ -101,7 +102,7 @@ async def test_other_ends_say_nothing_about_room(exit_: EngineExit, database: Da
 
 async def test_bytes_that_a_person_named_say_nothing(database: Database) -> None:
     await record(database, instance(None, measured=Measured(weights_bytes=1)))
-    assert database.read(_known) == sizings.Known()
+    assert not database.read(_known)
 
 
 async def test_adapters_are_booked_by_what_their_files_say(database: Database) -> None:
@@ -116,5 +117,5 @@ async def test_adapters_are_booked_by_what_their_files_say(database: Database) -
     assert sizing.ram_bytes >= without.cpu[0].ram_bytes + (1 << 25)
 
 
-def _known(session: Any) -> sizings.Known:
-    return sizings.known(session, FACTS.fingerprint, SPEC.engine, SPEC.engine_version)
+def _known(session: Any) -> dict[tuple[str, str], Known]:
+    return sizings.known(session, FACTS.fingerprint)
