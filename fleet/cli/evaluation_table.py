@@ -79,7 +79,7 @@ def _counts(found: Json) -> list[str]:
 def _cards(view: Json) -> str:
     name = view["gpu"]["name"] or view["gpu"]["kind"]
     if view["gpu"]["kind"] == "cpu":
-        return f"{name} of {view['hosts']} hosts"
+        return f"{name} of {view['hosts']} {'host' if view['hosts'] == 1 else 'hosts'}"
     return f"{view['gpus']} × {name}" if view["gpus"] else str(name)
 
 

@@ -145,3 +145,15 @@ def test_what_the_api_refuses_is_told(holdfast: Holdfast, api: FakeApi) -> None:
     said = holdfast("evaluate", "--model", "hf:a/b")
     assert said.code == 1
     assert "the hub is away" in said.err
+
+
+@pytest.mark.parametrize(("hosts", "words"), [(1, "RAM of 1 host "), (2, "RAM of 2 hosts")])
+def test_hosts_whose_ram_would_do_are_counted(
+    holdfast: Holdfast, api: FakeApi, home: Path, model: Path, hosts: int, words: str
+) -> None:
+    fleet = inventory(home, {"hosts": [{"name": "a", "count": hosts, "gpus": [{"type": "H100", "count": 1}]}]})
+    api.evaluation = holdfast("evaluate", "--local", "--model", str(model), "--inventory", fleet, "--json").json
+    [view] = api.evaluation["classes"]
+    view["gpu"] |= {"kind": "cpu", "name": "RAM"}
+    said = holdfast("evaluate", "--model", "m")
+    assert words in said.out
