@@ -15,7 +15,8 @@ _SEEN = (
     ("4090", 23.5, 24.1, 23.65),
 )
 """(in the name, least and most GiB by the vendor's tool, GiB that CUDA reports). Only the H100's was measured, on the
-same machine as its 81,559 MiB; the others are commonly reported and may be lower than the truth."""
+same machine as its 81,559 MiB; the others are commonly reported and may be lower than the truth. Of the RTX 4090
+PyTorch's messages name 23.61 to 23.68 GiB, depending on the driver."""
 _MEASURED = ("H100",)
 _UNKNOWN_SHARE = 0.985
 """The least share of NVML's total that CUDA reports on cards of the table above."""
