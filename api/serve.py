@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 
 from api.app import create_app
 from api.gateway.app import Gateway
-from api.gateway.standalone import standalone
 from api.limits import BodyLimit
 from api.management import evaluations
 from api.management.access import ensure_admin_key
@@ -98,37 +97,15 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         database.close()
 
 
-async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
-    """Only the inference routes. Raises CannotListen."""
-    listening = listen(settings.bind, settings.port)
-    database = Database(settings.effective_database_url)
-    gateway = Gateway(database, keys=_keys(settings, database))
-    try:
-        async with serving(standalone(gateway), listening, lifespan="on", loop="uvloop", http=BoundedHttp):
-            log.info("gateway on http://%s:%d", settings.bind, settings.port)
-            await stop.wait()
-    finally:
-        database.close()
-
-
 def _keys(settings: Settings, database: Database) -> Callable[[], Authority]:
     master = master_sealer_of(settings)
     return lambda: ensure(database, master)
 
 
 def main(settings: Settings) -> int:
-    return _main(settings, run)
-
-
-def gateway_main(settings: Settings) -> int:
-    return _main(settings, run_gateway)
-
-
-def _main(settings: Settings, serve: Any) -> int:
     configure_logging()
-
     try:
-        run_until_told(lambda stop: serve(settings, stop), uvloop.new_event_loop)
+        run_until_told(lambda stop: run(settings, stop), uvloop.new_event_loop)
     except CannotListen as error:
         log.error("%s: set HOLDFAST_PORT or HOLDFAST_BIND", error)
         return 1

@@ -5,10 +5,15 @@ import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+
+_PART_EVERY_S = 0.1
+_LAST_GRACE_S = 1.0
+"""What is left after a farewell is broken off, and gets so long for its last words."""
 
 
 class _Server(uvicorn.Server):
@@ -21,13 +26,31 @@ class CannotListen(Exception):
     """The address is taken or not ours."""
 
 
-def listen(address: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any free one. Raises CannotListen."""
+@dataclass
+class Farewell:
+    """How a server ends; may be changed as long as it has not."""
+
+    grace_s: float
+    """Requests get so long to finish."""
+    idle_s: float
+    """Connections without one are left so long for another, whose answer is their last: nobody who has just sent a
+    request finds his connection closed."""
+    at_once: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: enough waited."""
+
+
+def listen(address: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; port 0 takes any free one. Raises CannotListen.
+
+    ``shared``: further ones may listen there, and the system divides the connections among them.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     # With its protocol named: asyncio sends small writes at once only on sockets that it knows for TCP.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((address, port))
         listening.listen(2048)
     except OSError as error:
@@ -39,12 +62,19 @@ def listen(address: str, port: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: Any, listening: socket.socket, *, grace_s: float = 5.0, tls: ssl.SSLContext | None = None, **options: Any
+    app: Any,
+    *listening: socket.socket,
+    grace_s: float = 5.0,
+    farewell: Farewell | None = None,
+    tls: ssl.SSLContext | None = None,
+    **options: Any,
 ) -> AsyncIterator[None]:
     """Serve ``app`` on ``listening`` inside the block; open requests get ``grace_s`` to finish at its end.
 
-    ``tls``: a certificate that is loaded into it later is shown from then on.
+    ``farewell``: instead of ``grace_s``. ``tls``: a certificate that is loaded into it later is shown from then on.
     """
+    if farewell is not None:
+        grace_s = _LAST_GRACE_S
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -54,7 +84,7 @@ async def serving(
         **options,
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening]))
+    task = asyncio.create_task(server.serve(sockets=list(listening)))
     try:
         while not server.started and not task.done():
             await asyncio.sleep(0.005)
@@ -63,9 +93,34 @@ async def serving(
             raise CannotListen("the web server ended at once")
         yield
     finally:
+        if farewell is not None and not task.done():
+            await _part(server, listening, farewell)
         server.should_exit = True
         await task
-        listening.close()
+        for one in listening:
+            one.close()
+
+
+async def _part(server: uvicorn.Server, listening: Sequence[socket.socket], farewell: Farewell) -> None:
+    """Accept nothing more, and wait for every connection to come to its end by itself."""
+    loop = asyncio.get_running_loop()
+    for accepting in server.servers:
+        accepting.close()
+    for one in listening:
+        one.close()  # who shares it gets what has not been accepted
+    connections = server.server_state.connections
+    for connection in list(connections):
+        if (retire := getattr(connection, "retire", None)) is not None:
+            retire()
+    began = loop.time()
+    while connections and not farewell.at_once.is_set() and loop.time() - began < farewell.grace_s:
+        if loop.time() - began >= farewell.idle_s:
+            for connection in list(connections):
+                if getattr(connection, "retire", None) is not None:
+                    connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PART_EVERY_S):
+                await farewell.at_once.wait()
 
 
 def run_until_told(

@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     """Key for the command line; unset: the content of ``<home>/admin_key``."""
 
+    gateway_workers: int = Field(default=1, ge=1, le=256)
+    """Processes of `holdfast gateway` that share its port; a reload (SIGHUP) takes over a new number."""
+    drain_s: float = Field(default=600.0, ge=0, le=86_400)
+    """When a gateway process ends, or is replaced by a reload, what it is answering has so long to finish, in seconds.
+    A second signal ends it at once."""
+
     database_url: str = ""
     """SQLAlchemy URL; empty: SQLite in ``<home>/holdfast.db``. PostgreSQL: ``postgresql://user@host/db``."""
 

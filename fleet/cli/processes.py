@@ -1,6 +1,7 @@
 """The commands that are processes: ``up``, ``api``, ``gateway``, ``relay``, ``controller``, ``host``."""
 
 import importlib
+import os
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,9 +30,21 @@ def api() -> None:
     _run("api.serve:main")
 
 
-def gateway() -> None:
-    """Run only the inference routes."""
-    _run("api.serve:gateway_main")
+def gateway(
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=256,
+            help="Processes that share the port; HOLDFAST_GATEWAY_WORKERS does the same.",
+            show_default="1",
+        ),
+    ] = None,
+) -> None:
+    """Run only the inference routes. SIGHUP takes over new code and settings, and breaks nothing off."""
+    if workers is not None:
+        os.environ["HOLDFAST_GATEWAY_WORKERS"] = str(workers)  # for workers, and after a reload, too
+    _run("api.gateway_workers:main")
 
 
 def relay() -> None:
