@@ -3,6 +3,14 @@
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from fleet.policy.ask import Ask
+from fleet.policy.replica import Replica
+
+FRESH_S = 2.0
+"""What an engine said of its load is believed for so long."""
+LOOKED_AT = 16
+"""Of more replicas than these, so many are looked at, other ones each time: the best of 16 is about the best of all."""
+
 
 class Loaded(Protocol):
     @property
@@ -15,6 +23,8 @@ class Loaded(Protocol):
 
 
 L = TypeVar("L", bound=Loaded)
+R = TypeVar("R", bound=Replica)
+T = TypeVar("T")
 
 
 def least_loaded(candidates: Sequence[L], turn: int) -> L:
@@ -38,3 +48,62 @@ def least_loaded(candidates: Sequence[L], turn: int) -> L:
         elif difference == 0:
             equals.append(candidate)
     return equals[turn % len(equals)]
+
+
+class LeastLoad:
+    """By booked tokens over capacity and speed, then by requests over these, then by speed, then by turn.
+
+    Of an engine that said lately how many requests it has, those of other gateways count too; each is taken to be
+    as large as our own there.
+    """
+
+    __slots__ = ("_turn",)
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def choose(self, replicas: Sequence[R], ask: Ask, now: float) -> R:
+        if len(replicas) == 1:
+            return replicas[0]
+        turn = self._turn = self._turn + 1
+        if len(replicas) > LOOKED_AT:
+            replicas = some_of(replicas, turn)
+        stale = now - FRESH_S
+        lowest = fewest = fastest = float("inf")
+        equals: list[R] = []
+        for replica in replicas:
+            speed = replica.speed
+            room = (replica.capacity or 1) * speed
+            tokens: float = replica.tokens
+            requests = replica.in_flight
+            load = replica.load
+            if load is not None and load.at > stale and load.in_flight > requests:
+                each = tokens / requests if requests else ask.tokens
+                tokens += each * (load.in_flight - requests)
+                requests = load.in_flight
+            score = tokens / room
+            if score > lowest:
+                continue
+            share = requests / room
+            if score == lowest:
+                if share > fewest or (share == fewest and -speed > fastest):
+                    continue
+                if share == fewest and -speed == fastest:
+                    equals.append(replica)
+                    continue
+            lowest, fewest, fastest = score, share, -speed
+            equals = [replica]
+        return equals[turn % len(equals)] if len(equals) > 1 else equals[0]
+
+
+def some_of(replicas: Sequence[T], turn: int) -> list[T]:
+    """``LOOKED_AT`` neighbours, of more than so many; the next ones with each turn."""
+    start = turn * LOOKED_AT % len(replicas)
+    some = list(replicas[start : start + LOOKED_AT])
+    return some if len(some) == LOOKED_AT else some + list(replicas[: LOOKED_AT - len(some)])
+
+
+def busyness(replica: Replica) -> tuple[float, float]:
+    """Booked tokens, then requests, over capacity and speed; the smaller, the more room."""
+    room = (replica.capacity or 1) * replica.speed
+    return replica.tokens / room, replica.in_flight / room
