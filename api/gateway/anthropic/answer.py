@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import orjson
 
+from api.gateway.anthropic.begun import Beginning, repeats_the_beginning
 from api.gateway.anthropic.errors import anthropic_error
 from api.gateway.anthropic.tools import arguments_of
 from api.gateway.conversion import Document
@@ -19,13 +20,13 @@ _REASONS = {
 }
 
 
-def message_answer(body: bytes, model: str, stops: Collection[str]) -> bytes:
-    """``model``: by which the client asked. ``stops``: the sequences that it named."""
+def message_answer(body: bytes, model: str, stops: Collection[str], begun: str = "") -> bytes:
+    """``model``: by which the client asked. ``stops``: the sequences that it named. ``begun``: see ``beginning``."""
     try:
         completion = orjson.loads(body)
         choice = completion["choices"][0]
         message = choice["message"]
-        content = _content(message)
+        content = _content(message, begun if repeats_the_beginning(completion) else "")
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
         return anthropic_error(502, "The engine's answer is not a chat completion.")
     reason, sequence = stop_of(choice, stops, called=bool(message.get("tool_calls")))
@@ -61,20 +62,20 @@ def stop_of(choice: Document, stops: Collection[str], *, called: bool) -> tuple[
         return "stop_sequence", matched
     if called and reason in (None, "stop"):
         return "tool_use", None
-    return _REASONS.get(reason or "stop", "end_turn"), None
+    return _REASONS.get(str(reason), "end_turn"), None
 
 
 def usage_of(usage: Any) -> Document:
     """Tokens; what was read from the cache is not counted among ``input_tokens``."""
     if not isinstance(usage, dict):
         return {"input_tokens": 0, "output_tokens": 0}
-    prompt = usage.get("prompt_tokens") or 0
+    prompt = count_in(usage, "prompt_tokens")
     cached = min(_detail(usage, "prompt_tokens_details", "cached_tokens"), prompt)
     found: Document = {
         "input_tokens": prompt - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
-        "output_tokens": usage.get("completion_tokens") or 0,
+        "output_tokens": count_in(usage, "completion_tokens"),
     }
     thought = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     if thought:
@@ -82,20 +83,24 @@ def usage_of(usage: Any) -> Document:
     return found
 
 
-def _detail(usage: Document, group: str, name: str) -> int:
-    details = usage.get(group)
-    value = details.get(name) if isinstance(details, dict) else None
+def count_in(usage: Document, name: str) -> int:
+    value = usage.get(name)
     return value if isinstance(value, int) else 0
 
 
-def _content(message: Document) -> list[Document]:
+def _detail(usage: Document, group: str, name: str) -> int:
+    details = usage.get(group)
+    return count_in(details, name) if isinstance(details, dict) else 0
+
+
+def _content(message: Document, begun: str) -> list[Document]:
     content: list[Document] = []
     thought = message.get("reasoning_content") or message.get("reasoning")
     if thought:
         content.append({"type": "thinking", "thinking": thought, "signature": ""})
     text = message.get("content") or message.get("refusal")
-    if text:
-        content.append({"type": "text", "text": text})
+    if text and (new := Beginning(begun).without(text)):
+        content.append({"type": "text", "text": new})
     for call in message.get("tool_calls") or ():
         function = call["function"]
         found = {"type": "tool_use", "id": call_id(call), "name": function["name"]}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from api.gateway.anthropic.answer import message_answer
+from api.gateway.anthropic.begun import beginning
 from api.gateway.anthropic.count_tokens import count_answer, count_request
 from api.gateway.anthropic.errors import openai_status, to_anthropic, to_openai
 from api.gateway.anthropic.filter import Converted
@@ -34,17 +35,19 @@ class MessagesToChat:
         self._dialect: Dialect = dialect
         self._model = ""
         self._stops: frozenset[str] = frozenset()
+        self._begun = ""
 
     def request(self, document: Document) -> Document:
         chat = _said(lambda: chat_request(document, self._dialect))
         self._model = str(document.get("model") or "")
         self._stops = frozenset(stop for stop in _texts(document.get("stop_sequences")))
+        self._begun = beginning(chat["messages"])
         return chat
 
     def answer(self) -> Filter:
         return Converted(
-            whole=lambda body: message_answer(body, self._model, self._stops),
-            stream=lambda: MessageStream(self._model, self._stops),
+            whole=lambda body: message_answer(body, self._model, self._stops, self._begun),
+            stream=lambda: MessageStream(self._model, self._stops, self._begun),
             error=to_anthropic,
         )
 

@@ -111,7 +111,8 @@ def _think(chat: Document, document: Document, dialect: Dialect) -> None:
             _switch(chat, dialect, thinks=False)
         case "enabled" | "adaptive" | "between_tools":
             _switch(chat, dialect, thinks=True)
-            effort = effort or _budget(chat, config.get("budget_tokens"), dialect)
+            meant = _budget(chat, config.get("budget_tokens"), dialect)
+            effort = effort or meant
         case None if chat.get("continue_final_message"):
             # Neither Anthropic nor llama.cpp thinks before it goes on with a begun answer.
             _switch(chat, dialect, thinks=False)
@@ -130,6 +131,7 @@ def _switch(chat: Document, dialect: Dialect, *, thinks: bool) -> None:
 
 
 def _budget(chat: Document, budget: Any, dialect: Dialect) -> str | None:
+    """The effort that such a budget means."""
     if budget is None:
         return None
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:

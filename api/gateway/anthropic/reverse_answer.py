@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import orjson
 
+from api.gateway.anthropic.answer import count_in
 from api.gateway.conversion import Document
 from api.gateway.refusals import error_body
 
@@ -55,16 +56,16 @@ def completion_id(message: Any) -> str:
 
 
 def finish_reason(reason: Any) -> str:
-    return _REASONS.get(reason, "stop")
+    return _REASONS.get(str(reason), "stop")
 
 
 def usage_of(usage: Any) -> Document:
     """Tokens; the prompt's are all that were read, from the cache or not."""
     if not isinstance(usage, dict):
         usage = {}
-    cached = usage.get("cache_read_input_tokens") or 0
-    prompt = (usage.get("input_tokens") or 0) + (usage.get("cache_creation_input_tokens") or 0) + cached
-    completion = usage.get("output_tokens") or 0
+    cached = count_in(usage, "cache_read_input_tokens")
+    prompt = count_in(usage, "input_tokens") + count_in(usage, "cache_creation_input_tokens") + cached
+    completion = count_in(usage, "output_tokens")
     found: Document = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -73,7 +74,7 @@ def usage_of(usage: Any) -> Document:
     }
     details = usage.get("output_tokens_details")
     if isinstance(details, dict):
-        found["completion_tokens_details"] = {"reasoning_tokens": details.get("thinking_tokens") or 0}
+        found["completion_tokens_details"] = {"reasoning_tokens": count_in(details, "thinking_tokens")}
     return found
 
 

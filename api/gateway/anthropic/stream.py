@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from api.gateway.anthropic.answer import message_id, stop_of, usage_of
+from api.gateway.anthropic.begun import Beginning, repeats_the_beginning
 from api.gateway.anthropic.calls import Call, Calls
 from api.gateway.anthropic.errors import event_to_anthropic
 from api.gateway.anthropic.sse import Events
@@ -30,15 +31,16 @@ _END = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 class MessageStream:
     """One block is open at a time; the message ends with ``[DONE]``, for the usage comes after the last text."""
 
-    def __init__(self, model: str, stops: Collection[str]) -> None:
+    def __init__(self, model: str, stops: Collection[str], begun: str = "") -> None:
         self._model = model
         self._stops = stops
+        self._begun = Beginning(begun) if begun else None
         self._events = Events()
         self._index = -1
         self._open: str | None = None
         self._calls = Calls()
-        self._late = ""
-        """Text that came in the middle of a tool's arguments."""
+        self._late: list[tuple[str, str]] = []
+        """What else came in the middle of a tool's arguments, by its kind."""
         self._choice: Document = {}
         """With the reason why it ended."""
         self._refused = False
@@ -77,7 +79,7 @@ class MessageStream:
                 return
         except (orjson.JSONDecodeError, TypeError, AttributeError, LookupError):
             chunk = {"error": {"message": "The engine sent an event that is not a chunk of a chat completion."}}
-        if "error" in chunk or chunk.get("object") == "error":
+        if isinstance(chunk, dict) and ("error" in chunk or chunk.get("object") == "error"):
             self._over = True
             out.append(event_to_anthropic(chunk))
 
@@ -99,6 +101,8 @@ class MessageStream:
         if thought:
             self._say(_THINKING, thought, out)
         text = delta.get("content")
+        if text and self._begun is not None:
+            text = self._begun.without(text)
         if text:
             self._say(_TEXT, text, out)
         if delta.get("tool_calls"):
@@ -110,7 +114,7 @@ class MessageStream:
     def _say(self, kind: str, piece: str, out: list[bytes]) -> None:
         if self._open != kind:
             if self._open == _TOOL and not self._calls.all_told():
-                self._late += piece
+                self._late.append((kind, piece))
                 return
             self._begin(kind, _BEGUN[kind], out)
         out.append(_DELTA % (self._index, _PIECES[kind] % orjson.dumps(piece)))
@@ -142,6 +146,8 @@ class MessageStream:
 
     def _start(self, chunk: Document, out: list[bytes]) -> None:
         self._started = True
+        if not repeats_the_beginning(chunk):
+            self._begun = None
         message: Document = {
             "id": message_id(chunk.get("id")),
             "type": "message",
@@ -163,10 +169,9 @@ class MessageStream:
             self._start({}, out)
         for call, arguments in self._calls.rest():
             self._tell(call, arguments, out)
+        for kind, piece in self._late:
+            self._say(kind, piece, out)
         self._close(out)
-        if self._late:
-            self._say(_TEXT, self._late, out)
-            self._close(out)
         reason, sequence = stop_of(self._choice, self._stops, called=bool(self._calls))
         delta = {"stop_reason": "refusal" if self._refused else reason, "stop_sequence": sequence}
         event = {"type": "message_delta", "delta": delta, "usage": usage_of(self._usage)}
