@@ -117,7 +117,7 @@ async def _host(home: Path, engine: str) -> None:
     listening = listen("127.0.0.1", 0)
     port: int = listening.getsockname()[1]
     link = Link(identity, RelayAddress.parse(identity.server), _BOOT)
-    async with open_door(server, listening, _tls(identity), grace_s=1.0):
+    async with open_door(server, server.hand_through, listening, _tls(identity), grace_s=1.0):
         tunnel = asyncio.create_task(Tunnel(link, lambda: ("127.0.0.1", port)).run())
         print(f"https://127.0.0.1:{port}", flush=True)
         await _until_told()

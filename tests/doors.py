@@ -16,6 +16,7 @@ from fleet.access.tickets import Scope, Ticket, TicketReader, TicketSigner
 from fleet.access.visitor import Visitor
 from fleet.db.authority import Authority
 from fleet.host_client import HostAddress
+from fleet.http.passage import Passage, UpgradeRequest
 from fleet.serving import listen
 from worker_host.engine_log import EngineLogs
 from worker_host.log_reader import LogReader
@@ -106,6 +107,9 @@ class HostDoor:
     async def _metrics_of(self, instance: str) -> str | None:
         return self.engine_metrics.get(instance)
 
+    async def hand_through(self, request: UpgradeRequest, passage: Passage) -> None:
+        await self.server.hand_through(request, passage)
+
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         await self.server(scope, receive, send)
 
@@ -115,5 +119,5 @@ async def host_door(host: str, folder: Path, *, port: int = 0, grace_s: float = 
     door = HostDoor(host, folder)
     listening = listen("127.0.0.1", port)
     door.port = listening.getsockname()[1]
-    async with open_door(door, listening, door.tls, grace_s=grace_s):
+    async with open_door(door, door.hand_through, listening, door.tls, grace_s=grace_s):
         yield door

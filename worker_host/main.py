@@ -107,7 +107,9 @@ class HostProcess:
         # What comes through the tunnel may finish, too: it ends after the server.
         ways_in = [asyncio.create_task(tunnel.run()), asyncio.create_task(self._link.keep_fresh())]
         try:
-            async with open_door(self._server, listening, self._certificate.context, grace_s=_LET_FINISH_S):
+            tls = self._certificate.context
+            through = self._server.hand_through
+            async with open_door(self._server, through, listening, tls, grace_s=_LET_FINISH_S):
                 self._lease.resume()
                 self._supervisor.resume()
                 await self._serve(stop)

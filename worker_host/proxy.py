@@ -20,6 +20,7 @@ from fleet.access.tickets import Scope
 from fleet.http.connection import BadReply, ConnectFailed, Connection, Died, UpstreamError
 from fleet.http.dial import connect
 from fleet.http.door import FRESH, LOAD, REFUSED, STATUS, Reason
+from fleet.http.passage import NotPassed, Passage, UpgradeRequest, plain_answer
 from fleet.inventory import EngineRef
 from worker_host.engine_load import LastLook
 from worker_host.guard import Guard, NotAdmitted
@@ -100,7 +101,7 @@ class EngineProxy:
     ) -> None:
         """Ask the engine of an instance for ``path`` (as it was sent, without the query)."""
         try:
-            engine = self._admit(instance_id, scope)
+            engine = self._admit(instance_id, scope["headers"], peer_of(scope))
         except NotAdmitted as refusal:
             await refuse(send, refusal.reason, str(refusal))
             return
@@ -108,10 +109,24 @@ class EngineProxy:
         assert task is not None  # noqa: S101 (an ASGI server calls from a task)
         await _Exchange(engine, path, scope, task).run(receive, send)
 
-    def _admit(self, instance_id: str, scope: Mapping[str, Any]) -> "_Engine":
+    async def hand_through(self, instance_id: str, path: bytes, request: UpgradeRequest, passage: Passage) -> None:
+        """The same for a connection that is upgraded. Raises NotPassed."""
+        try:
+            engine = self._admit(instance_id, request.headers, request.peer)
+            far = await connect(passage.far_side, ENGINE_ADDRESS, engine.running.port, timeout=_CONNECT_S)
+        except NotAdmitted as refusal:
+            raise NotPassed(_whole(refusal.reason, str(refusal))) from refusal
+        except ConnectFailed as failure:
+            raise NotPassed(_whole(Reason.UNREACHABLE, f"the engine {failure}")) from failure
+        engine.in_flight += 1
+        engine.requests += 1
+        passage.on_end = engine.note_passage
+        lines, _ = _head("GET", path, request.query, engine.host, request.headers)
+        passage.begin(far, b"".join([*lines, b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"]))
+
+    def _admit(self, instance_id: str, headers: Headers, peer: str) -> "_Engine":
         """Raises NotAdmitted."""
-        peer = peer_of(scope)
-        ticket = self._guard.admit(authorization_of(scope["headers"]), peer, Scope.ENGINE, instance_id)
+        ticket = self._guard.admit(authorization_of(headers), peer, Scope.ENGINE, instance_id)
         running = self._running(instance_id)
         if running is None:
             raise NotAdmitted(Reason.GONE, f"no engine of {instance_id} runs on this host")
@@ -181,6 +196,13 @@ class _Engine:
     @property
     def load(self) -> Load:
         return Load(self.requests, self.in_flight)
+
+    def note_passage(self, passage: Passage) -> None:
+        """It has ended."""
+        self.in_flight -= 1
+        self.answers[passage.status] += 1
+        self.bytes_in += passage.bytes_in
+        self.bytes_out += passage.bytes_out
 
     def close_idle(self) -> None:
         for connection in self._idle:
@@ -330,6 +352,19 @@ def peer_of(scope: Mapping[str, Any]) -> str:
 
 async def refuse(send: Send, reason: Reason, text: str) -> None:
     """An answer of the door's own."""
+    status, headers, body = _refusal(reason, text)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _whole(reason: Reason, text: str) -> bytes:
+    """The same where there is no web server to send it."""
+    status, headers, body = _refusal(reason, text)
+    lines = (b"%b: %b\r\n" % header for header in headers if header[0] != b"content-length")
+    return plain_answer(status, b"".join(lines), body)
+
+
+def _refusal(reason: Reason, text: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     status = STATUS[reason]
     body = orjson.dumps({"title": "Turned away at the host's door", "status": status, "detail": text})
     headers = [
@@ -339,8 +374,7 @@ async def refuse(send: Send, reason: Reason, text: str) -> None:
     ]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    return status, headers, body
 
 
 def _head(method: str, path: bytes, query: bytes, host: bytes, headers: Headers) -> tuple[list[bytes], bytes | None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import re
 import socket
 import ssl
@@ -17,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from fleet.access.tickets import Scope, TicketReader
+from fleet.http.passage import NotPassed, Passage, UpgradeRequest, plain_answer
 from fleet.http.server import BoundedHttp
 from fleet.inventory import EngineRef
 from fleet.serving import serving
@@ -36,6 +38,7 @@ _VANISHED_S = 330
 """Longer than a gateway lets a client not read."""
 
 _TO_ENGINE = re.compile(rb"/engines/([A-Za-z0-9][A-Za-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9.-]*)(/v1/.*)", re.DOTALL)
+_UPGRADES = frozenset({b"/v1/realtime"})
 _OF_ENGINE = re.compile(r"/engines/(.+)/(?:log|metrics)", re.DOTALL)
 
 
@@ -96,6 +99,13 @@ class HostServer:
             return
         await self._rest(scope, receive, send)  # type: ignore[arg-type]
 
+    async def hand_through(self, request: UpgradeRequest, passage: Passage) -> None:
+        """A connection that is to become a websocket. Raises NotPassed."""
+        to_engine = _TO_ENGINE.fullmatch(request.path)
+        if to_engine is None or to_engine[2] not in _UPGRADES:
+            raise NotPassed(plain_answer(404))
+        await self._proxy.hand_through(to_engine[1].decode(), to_engine[2], request, passage)
+
     def _admit(self, scope: Mapping[str, Any]) -> None:
         """Raises NotAdmitted."""
         path: str = scope["path"]
@@ -138,7 +148,14 @@ class HostServer:
 
 
 @contextlib.asynccontextmanager
-async def open_door(app: App, listening: socket.socket, tls: ssl.SSLContext, *, grace_s: float) -> AsyncIterator[None]:
+async def open_door(
+    app: App,
+    hand_through: Callable[[UpgradeRequest, Passage], Awaitable[None]],
+    listening: socket.socket,
+    tls: ssl.SSLContext,
+    *,
+    grace_s: float,
+) -> AsyncIterator[None]:
     """Serve inside the block; open requests get ``grace_s`` to finish at its end."""
     _notice_who_vanishes(listening)
     async with serving(
@@ -148,7 +165,7 @@ async def open_door(app: App, listening: socket.socket, tls: ssl.SSLContext, *, 
         grace_s=grace_s,
         lifespan="off",
         http=BoundedHttp,
-        ws="none",
+        ws=functools.partial(Passage, hand_through),
         proxy_headers=False,
         server_header=False,
         date_header=False,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from fleet.http.connection import ConnectFailed, Connection
+from fleet.http.connection import ConnectFailed
 
 VANISHED_AFTER_S = 8
 """Without a sign of life of the other end's kernel."""
@@ -20,7 +20,7 @@ _KEEPALIVE = {
 _LONGEST_ANSWER = 16 << 10
 """Bytes, of a relay to CONNECT."""
 
-C = TypeVar("C", bound=Connection)
+C = TypeVar("C", bound=asyncio.Protocol)
 
 
 async def connect(
@@ -68,7 +68,7 @@ async def connect_through(
 
 
 async def _inside(
-    tunnel: Tunnel, connection: Connection, tls: ssl.SSLContext, server_name: str
+    tunnel: Tunnel, connection: asyncio.Protocol, tls: ssl.SSLContext, server_name: str
 ) -> asyncio.BaseTransport:
     loop = asyncio.get_running_loop()
     transport, asking = await loop.create_connection(_Asking, *tunnel.relay)
