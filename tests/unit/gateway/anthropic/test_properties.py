@@ -1,5 +1,6 @@
 """What holds for every conversation, and for every way to cut a stream."""
 
+from collections import deque
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.unit.gateway.anthropic.shapes import (
     EVENTS,
     THINKING_AND_TOOLS,
     built,
+    call_piece,
     chunks,
     event,
     message_events,
@@ -158,40 +160,44 @@ def test_anthropics_stream_may_be_cut_anywhere(newline: bytes, places: list[int]
 def test_whatever_an_engine_streams_the_order_is_anthropics(deltas: list[Any], reason: str | None) -> None:
     pieces = [vllm_chunk(delta) for delta in deltas if delta is not None]
     events = message_events(converted(MessagesToChat(), [*pieces, vllm_chunk(finish_reason=reason)]))
-    told = {"text": "", "thinking": "", "partial_json": ""}
+    told = {"text": "", "thinking": ""}
     for found in events:
         for name in told:
             told[name] += found.get("delta", {}).get(name, "")
     assert told["text"] == "".join(delta.get("content") or "" for delta in deltas if delta)
     assert told["thinking"] == "".join(delta.get("reasoning_content", "") for delta in deltas if delta)
-    sent = [call["function"]["arguments"] for d in deltas if d and d.get("tool_calls") for call in d["tool_calls"]]
-    assert sorted(told["partial_json"]) == sorted("".join(sent))
     kinds = [found["type"] for found in events]
     assert kinds[0] == "message_start"
     assert kinds[-2:] == ["message_delta", "message_stop"]
     assert kinds.count("content_block_start") == kinds.count("content_block_stop")
 
 
+@given(st.lists(objects, min_size=1, max_size=3), st.data())
+def test_calls_in_any_turns_are_told_whole(given_objects: list[Any], data: st.DataObject) -> None:
+    """Each call's pieces keep their order; between them may come those of others, and text."""
+    waiting = {n: deque(call_deltas(n, given, data)) for n, given in enumerate(given_objects)}
+    deltas = []
+    while any(waiting.values()):
+        begun = [n for n in waiting if len(waiting[n])]
+        deltas.append(waiting[data.draw(st.sampled_from(begun))].popleft())
+        deltas += data.draw(st.lists(st.just({"content": "."}) | st.just({"reasoning": "?"}), max_size=1))
+    message = built(message_events(converted(MessagesToChat(), [vllm_chunk(delta) for delta in deltas])))
+    calls = {block["id"]: block["input"] for block in message["content"] if block["type"] == "tool_use"}
+    assert calls == {f"call_{n}": given for n, given in enumerate(given_objects)}
+    texts = [block["text"] for block in message["content"] if block["type"] == "text"]
+    assert "".join(texts).count(".") == sum("content" in delta for delta in deltas)
+
+
+def call_deltas(index: int, given_object: Any, data: st.DataObject) -> list[dict[str, Any]]:
+    arguments = orjson.dumps(given_object).decode()
+    places = sorted(data.draw(st.lists(st.integers(0, len(arguments)), max_size=3)))
+    pieces = [arguments[start:end] for start, end in pairwise([0, *places, len(arguments)])]
+    return [call_piece(index, "", "f", f"call_{index}"), *(call_piece(index, piece) for piece in pieces)]
+
+
 names = [
-    "choices",
-    "delta",
-    "content",
-    "tool_calls",
-    "function",
-    "arguments",
-    "usage",
-    "prompt_tokens",
-    "input_tokens",
-    "error",
-    "index",
-    "id",
-    "type",
-    "message",
-    "content_block",
-    "text",
-    "name",
-    "finish_reason",
-    "stop_reason",
+    *("choices", "delta", "content", "tool_calls", "function", "arguments", "name", "id", "index", "finish_reason"),
+    *("usage", "prompt_tokens", "input_tokens", "error", "type", "message", "content_block", "text", "stop_reason"),
 ]
 kinds = st.sampled_from(
     ["message_start", "message_delta", "content_block_start", "content_block_delta", "text", "error"]
