@@ -232,6 +232,8 @@ class Pool(Generic[U]):
             entry.what.on_refused(self._refusal("too_long"))
         for upstream, speed in zip(self.upstreams, speeds([u.prefill_rate for u in self.upstreams]), strict=True):
             upstream.speed = speed
+            if upstream.standing.limit.sweep(now):
+                upstream.standing.tell_changed(now)
         if self._away or self.waiting:
             self.changed(now)
 

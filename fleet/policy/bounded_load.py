@@ -11,11 +11,8 @@ FEW = 2
 
 def level(replicas: Sequence[Replica], factor: float) -> float:
     """Requests for each unit of capacity and speed, at ``factor`` times the mean; the next request is included."""
-    room = requests = 0.0
-    for replica in replicas:
-        room += (replica.capacity or 1) * replica.speed
-        requests += replica.in_flight
-    return factor * (requests + 1) / room
+    room = sum([(replica.capacity or 1) * replica.speed for replica in replicas])
+    return factor * (sum([replica.in_flight for replica in replicas]) + 1) / room
 
 
 def bound(replica: Replica, at_level: float) -> int:

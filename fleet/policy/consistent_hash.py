@@ -4,7 +4,7 @@ Each key orders all replicas by a hash of both (rendezvous); it belongs to the f
 goes away leaves its keys to the others, about evenly, and no other key moves; one that comes takes its own only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -48,10 +48,12 @@ class Roster:
 
     def home(self, key: int) -> int:
         """The position of the replica that ``key`` belongs to."""
-        ranks = [((seed ^ key) * _ODD & _MASK) for seed in self.seeds]
-        return ranks.index(max(ranks))
+        return next(self.order(key))
 
-    def order(self, key: int) -> list[int]:
-        """Positions, the home first, then where it would be next if those before were gone."""
-        ranks = [((seed ^ key) * _ODD & _MASK) for seed in self.seeds]
-        return sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
+    def order(self, key: int) -> Iterator[int]:
+        """Positions: of its home, then of where it would belong if those before were gone."""
+        ranks = [(seed ^ key) * _ODD & _MASK for seed in self.seeds]
+        for _ in ranks:
+            position = ranks.index(max(ranks))
+            yield position
+            ranks[position] = -1

@@ -10,12 +10,18 @@ START = 32
 """Where it begins for an engine that has not said how many places it has."""
 MOST = 4096
 """For such an engine; others say themselves."""
-TOLERANCE = 2.5
+TOLERANCE = 2.0
 """Times as long as with little to do may a first byte take: batching is slower for each, and faster for all."""
 ROUND = 8
 """Answers that are looked at together."""
+LITTLE = 0.25
+"""With at most this share of its limit, an engine has little to do."""
 RELEARN_S = 30.0
-"""The measure of how fast the engine is with little to do is at most about so old."""
+"""The measure of how fast it is then is about so old at most…"""
+PROBE_S = 2.0
+"""…and while there is no time with little to do, one is made, of at most this length."""
+_RELEARN_AT_MOST_S = 480.0
+"""When answers are too long for that, it is tried less and less often."""
 KV_FULL = 0.95
 _OVERHEAD_TOKENS = 256
 """What a first byte costs beside the prompt, in prompt tokens."""
@@ -29,14 +35,14 @@ class LearnedLimit:
     """``value`` is at least 1 and at most what the engine can do; cheap to read.
 
     What is known is not learned: a limit that somebody set, and engines with few places. For others the time to the
-    first byte per prompt token is compared with that at half the limit or below (gradient, with a queue of the
-    square root allowed); now and then the limit is halved for a moment to measure that again. What an engine says
+    first byte per prompt token is compared with that when there was little to do (gradient, with a queue of the
+    square root allowed); now and then the limit is lowered for a moment to measure that again. What an engine says
     itself comes first: when requests wait in it, those that do not are what it works on.
     """
 
     __slots__ = (
-        "_best", "_capacity", "_count", "_exact", "_fixed", "_idle_count", "_idle_sum", "_peak", "_probing",
-        "_relearn_at", "_sum", "value",
+        "_best", "_capacity", "_count", "_exact", "_fixed", "_idle_count", "_idle_sum", "_peak", "_probe_until",
+        "_relearn_at", "_relearn_s", "_sum", "value",
     )  # fmt: skip
 
     def __init__(self, capacity: int = 0, fixed: int | None = None) -> None:
@@ -44,7 +50,8 @@ class LearnedLimit:
         self._fixed = fixed
         self._best = 0.0
         self._relearn_at = 0.0
-        self._probing = False
+        self._relearn_s = RELEARN_S
+        self._probe_until: float | None = None
         self._sum, self._count, self._peak = 0.0, 0, 0
         self._idle_sum, self._idle_count = 0.0, 0
         self._capacity = -1
@@ -72,13 +79,15 @@ class LearnedLimit:
             return False
         before = self.value
         pace = seconds / (prompt_tokens + _OVERHEAD_TOKENS)
-        if in_flight <= max(1.0, self._exact / 2):
+        if in_flight <= max(1.0, self._exact * LITTLE):
             self._idle_sum += pace
             self._idle_count += 1
         self._sum += pace
         self._count += 1
         self._peak = max(self._peak, in_flight)
-        if self._count >= ROUND:
+        if self._probe_until is not None:
+            self._look_at_probe(now)
+        elif self._count >= ROUND:
             self._look(now)
         return self.value != before
 
@@ -102,23 +111,41 @@ class LearnedLimit:
         self._set(max(self._exact * _BACK_OFF, min(self._exact, in_flight - 1.0)))
         return self.value != before
 
+    def sweep(self, now: float) -> bool:
+        """To be called about once a second, for when no answers begin; whether ``value`` changed."""
+        before = self.value
+        if self._probe_until is not None:
+            self._look_at_probe(now)
+        return self.value != before
+
     def _look(self, now: float) -> None:
-        pace, peak = self._sum / self._count, self._peak
-        self._begin_round()
         if self._idle_count >= ROUND // 2:
-            self._best = self._idle_sum / self._idle_count
-            self._idle_sum, self._idle_count = 0.0, 0
-            self._relearn_at = now + RELEARN_S
-            if self._probing:
-                self._probing = False
-                self._show()
-                return
-        if self._probing:
-            return
-        if not self._best or now >= self._relearn_at:
-            self._probe()
+            self._learn_best(now)
+        if now >= self._relearn_at:
+            self._probe_until = now + PROBE_S
+            self._show()
+        elif self._best:
+            self._follow(self._sum / self._count, self._peak)
+        self._sum, self._count, self._peak = 0.0, 0, 0
+
+    def _look_at_probe(self, now: float) -> None:
+        until = self._probe_until or 0.0
+        if self._idle_count >= ROUND // 2:
+            self._learn_best(now)
+        elif now >= until:
+            self._relearn_s = min(2 * self._relearn_s, _RELEARN_AT_MOST_S)
+            self._relearn_at = now + self._relearn_s
         else:
-            self._follow(pace, peak)
+            return
+        self._probe_until = None
+        self._sum, self._count, self._peak = 0.0, 0, 0
+        self._show()
+
+    def _learn_best(self, now: float) -> None:
+        self._best = self._idle_sum / self._idle_count
+        self._idle_sum, self._idle_count = 0.0, 0
+        self._relearn_s = RELEARN_S
+        self._relearn_at = now + RELEARN_S
 
     def _follow(self, pace: float, peak: int) -> None:
         gradient = max(_BACK_OFF, min(1.0, TOLERANCE * self._best / pace)) if pace > 0 else 1.0
@@ -127,17 +154,9 @@ class LearnedLimit:
             return  # it was not tried: nothing says that more would go well
         self._set((self._exact + limit) / 2)
 
-    def _probe(self) -> None:
-        """Half of it for a moment, so that what is measured is the engine and not its queue."""
-        self._probing = True
-        self._show()
-
     def _set(self, exact: float) -> None:
         self._exact = max(1.0, min(exact, float(self._capacity or MOST)))
         self._show()
 
     def _show(self) -> None:
-        self.value = max(1, int(self._exact / 2 if self._probing else self._exact))
-
-    def _begin_round(self) -> None:
-        self._sum, self._count, self._peak = 0.0, 0, 0
+        self.value = max(1, int(self._exact if self._probe_until is None else self._exact * LITTLE))

@@ -20,7 +20,7 @@ class PrefixIndex:
         """``most``: blocks that are known at a time."""
         self._most = most // 2
         self._keep_s = keep_s
-        self._born = float("-inf")
+        self._born: float | None = None
         self._young: dict[int, Holders] = {}
         self._old: dict[int, Holders] = {}
 
@@ -65,11 +65,13 @@ class PrefixIndex:
         return low
 
     def _age(self, now: float) -> None:
-        if now - self._born >= self._keep_s:
-            twice = now - self._born >= 2 * self._keep_s
+        if self._born is None:
+            self._born = now
+        elif now - self._born >= self._keep_s:
+            unused = now - self._born >= 2 * self._keep_s
             self._turn_over()
             self._born = now
-            if twice:
+            if unused:
                 self._old = {}
 
     def _turn_over(self) -> None:

@@ -28,12 +28,12 @@ class SessionAffinity:
         if not ask.session:
             return self._least.choose(replicas, ask, now)
         self._roster.read(replicas)
-        key = key_of(ask.session)
-        home = replicas[self._roster.home(key)]
+        order = self._roster.order(key_of(ask.session))
+        home = replicas[next(order)]
         if home.in_flight < few(home):
             return home
         at = level(replicas, self._factor)
         if home.in_flight < bound(home, at):
             return home
         # Not all can be above their share: there always is one.
-        return next(r for r in map(replicas.__getitem__, self._roster.order(key)) if r.in_flight < bound(r, at))
+        return next(r for r in map(replicas.__getitem__, order) if r.in_flight < bound(r, at))
