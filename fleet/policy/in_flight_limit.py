@@ -1,6 +1,6 @@
 """How many requests a replica works well on at a time: more would only wait in its engine. Pure; time is given."""
 
-from math import sqrt
+from math import inf, sqrt
 
 from fleet.policy.replica import EngineLoad
 
@@ -10,10 +10,10 @@ START = 32
 """Where it begins for an engine that has not said how many places it has."""
 MOST = 4096
 """For such an engine; others say themselves."""
-TOLERANCE = 2.0
-"""Times as long as with little to do may a first byte take: batching is slower for each, and faster for all."""
-ROUND = 8
-"""Answers that are looked at together."""
+TOLERANCE = 1.0
+"""All of a round may have waited for so many times what a first byte takes with little to do."""
+ROUND, ROUND_S = 8, 3.0
+"""At least so many answers, and so many seconds, are looked at together."""
 LITTLE = 0.25
 """With at most this share of its limit, an engine has little to do."""
 RELEARN_S = 30.0
@@ -25,24 +25,30 @@ _RELEARN_AT_MOST_S = 480.0
 KV_FULL = 0.95
 _OVERHEAD_TOKENS = 256
 """What a first byte costs beside the prompt, in prompt tokens."""
-_BACK_OFF = 0.5
-"""A limit is not cut to less than this at a time, for what was measured or refused…"""
+_BACK_OFF = 0.9
+"""What is left of a limit when all had to wait."""
+_USED = 0.8
+"""Of a limit; what is not used does not show whether more would go well."""
+_REFUSED = 0.5
+"""What is left of it at least when the engine refuses a request…"""
 _SOFTLY = 0.9
-"""…and for what an engine says, which comes with each answer."""
+"""…and when it says something, which it may with each answer."""
 
 
 class LearnedLimit:
     """``value`` is at least 1 and at most what the engine can do; cheap to read.
 
-    What is known is not learned: a limit that somebody set, and engines with few places. For others the time to the
-    first byte per prompt token is compared with that when there was little to do (gradient, with a queue of the
-    square root allowed); now and then the limit is lowered for a moment to measure that again. What an engine says
-    itself comes first: when requests wait in it, those that do not are what it works on.
+    What is known is not learned: a limit that somebody set, and engines with few places. For others it is found out
+    whether requests wait in the engine: when even the luckiest of a round had its first byte much later than prompts
+    like its own have with little to do. Then the limit is cut; else, while it is used, it grows. So a burst, of
+    which the first ones do not wait, costs nothing. What fast is, is measured anew when that was long ago and a
+    cut would follow from it: the limit is lowered for a moment. What an engine says itself comes first: when requests
+    wait in it, those that do not are what it works on.
     """
 
     __slots__ = (
         "_best", "_capacity", "_count", "_exact", "_fixed", "_idle_count", "_idle_sum", "_peak", "_probe_until",
-        "_relearn_at", "_relearn_s", "_sum", "value",
+        "_relearn_at", "_relearn_s", "_round_ends", "_usual", "_waited", "value",
     )  # fmt: skip
 
     def __init__(self, capacity: int = 0, fixed: int | None = None) -> None:
@@ -52,7 +58,8 @@ class LearnedLimit:
         self._relearn_at = 0.0
         self._relearn_s = RELEARN_S
         self._probe_until: float | None = None
-        self._sum, self._count, self._peak = 0.0, 0, 0
+        self._usual = float(_OVERHEAD_TOKENS)
+        self._waited, self._count, self._peak, self._round_ends = inf, 0, 0, 0.0
         self._idle_sum, self._idle_count = 0.0, 0
         self._capacity = -1
         self._exact = 0.0
@@ -78,16 +85,17 @@ class LearnedLimit:
         if not self.learns:
             return False
         before = self.value
-        pace = seconds / (prompt_tokens + _OVERHEAD_TOKENS)
+        size = prompt_tokens + _OVERHEAD_TOKENS
         if in_flight <= max(1.0, self._exact * LITTLE):
-            self._idle_sum += pace
+            self._idle_sum += seconds / size
             self._idle_count += 1
-        self._sum += pace
+        self._waited = min(self._waited, seconds - self._best * size)
+        self._usual += (size - self._usual) * 0.1
         self._count += 1
         self._peak = max(self._peak, in_flight)
         if self._probe_until is not None:
             self._look_at_probe(now)
-        elif self._count >= ROUND:
+        elif self._count >= ROUND and now >= self._round_ends:
             self._look(now)
         return self.value != before
 
@@ -108,7 +116,7 @@ class LearnedLimit:
         if not self.learns:
             return False
         before = self.value
-        self._set(max(self._exact * _BACK_OFF, min(self._exact, in_flight - 1.0)))
+        self._set(max(self._exact * _REFUSED, min(self._exact, in_flight - 1.0)))
         return self.value != before
 
     def sweep(self, now: float) -> bool:
@@ -119,14 +127,21 @@ class LearnedLimit:
         return self.value != before
 
     def _look(self, now: float) -> None:
+        known, waited = self._best > 0, self._waited > TOLERANCE * self._best * self._usual
         if self._idle_count >= ROUND // 2:
             self._learn_best(now)
-        if now >= self._relearn_at:
+        if waited and now >= self._relearn_at:
             self._probe_until = now + PROBE_S
             self._show()
-        elif self._best:
-            self._follow(self._sum / self._count, self._peak)
-        self._sum, self._count, self._peak = 0.0, 0, 0
+        elif known:
+            self._judge(waited=waited)
+        self._begin_round(now)
+
+    def _judge(self, *, waited: bool) -> None:
+        if waited:
+            self._set(self._exact * _BACK_OFF)
+        elif self._peak >= _USED * self._exact:
+            self._set(self._exact + sqrt(self._exact) / 2)
 
     def _look_at_probe(self, now: float) -> None:
         until = self._probe_until or 0.0
@@ -138,7 +153,7 @@ class LearnedLimit:
         else:
             return
         self._probe_until = None
-        self._sum, self._count, self._peak = 0.0, 0, 0
+        self._begin_round(now)
         self._show()
 
     def _learn_best(self, now: float) -> None:
@@ -147,12 +162,8 @@ class LearnedLimit:
         self._relearn_s = RELEARN_S
         self._relearn_at = now + RELEARN_S
 
-    def _follow(self, pace: float, peak: int) -> None:
-        gradient = max(_BACK_OFF, min(1.0, TOLERANCE * self._best / pace)) if pace > 0 else 1.0
-        limit = self._exact * gradient + sqrt(self._exact)
-        if limit > self._exact and peak < 0.8 * self._exact:
-            return  # it was not tried: nothing says that more would go well
-        self._set((self._exact + limit) / 2)
+    def _begin_round(self, now: float) -> None:
+        self._waited, self._count, self._peak, self._round_ends = inf, 0, 0, now + ROUND_S
 
     def _set(self, exact: float) -> None:
         self._exact = max(1.0, min(exact, float(self._capacity or MOST)))
