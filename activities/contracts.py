@@ -5,10 +5,11 @@ on its own queue ``host-<id>``.
 """
 
 from abc import ABC, abstractmethod
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from temporalio import activity
 
+from fleet.batches import AssembledBatch, Batch, CheckedBatch, EndReason, WindowDone
 from fleet.defragmentations import Defragmentation, DefragmentPlan, PlannedMove, Waiting
 from fleet.deployments import Deployment
 from fleet.gangs import Acceptance
@@ -236,6 +237,58 @@ class DefragmentContract(ABC):
     @activity.defn(name="record_defragmentation")
     @abstractmethod
     async def record_defragmentation(self, record: DefragmentationRecord) -> None: ...
+
+
+class BatchId(Record):
+    batch_id: str
+
+
+class WindowTask(Record):
+    batch_id: str
+    window: int
+    patience: timedelta
+    """Then it returns, although there may be lines left."""
+    call_back: timedelta
+    """How long requests that are in flight may take once it is called back."""
+    heartbeat: timedelta
+    """It is heard of at least so often."""
+
+
+class AssembleTask(Record):
+    batch_id: str
+    reason: EndReason
+
+
+class BatchRecord(Record):
+    batch: Batch
+
+
+class BatchContract(ABC):
+    """Working off a batch. All are idempotent: an answer that was written stays as it is."""
+
+    @activity.defn(name="validate_batch")
+    @abstractmethod
+    async def validate_batch(self, batch: BatchId) -> CheckedBatch:
+        """Read the input file, keep its mistakes, and cut it into windows."""
+
+    @activity.defn(name="run_batch_window")
+    @abstractmethod
+    async def run_batch_window(self, task: WindowTask) -> WindowDone:
+        """Ask those of its lines that have no answer yet. Cancelled, it lets finish what is in flight, and returns."""
+
+    @activity.defn(name="assemble_batch")
+    @abstractmethod
+    async def assemble_batch(self, task: AssembleTask) -> AssembledBatch:
+        """Give every line its place in one of the two files. No answer is taken from then on."""
+
+    @activity.defn(name="clear_batch")
+    @abstractmethod
+    async def clear_batch(self, batch: BatchId) -> None:
+        """Delete what its two files say now."""
+
+    @activity.defn(name="record_batch")
+    @abstractmethod
+    async def record_batch(self, record: BatchRecord) -> None: ...
 
 
 class HostContract(ABC):

@@ -11,14 +11,17 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.batch import BatchActivities
 from activities.breaker import BreakerActivities
 from activities.defragment import DefragmentActivities, DefragmentationStarter
 from activities.fleet_state import FleetActivities
+from activities.gateway_client import GatewayClient
 from activities.gpus import GpuActivities
 from activities.placement import PlacementActivities
 from activities.preemption import RoomMaker
 from activities.projections import ProjectionActivities
 from activities.traffic import TrafficActivities
+from activities.turns import Turns
 from activities.waiting import WaitingInstances
 from fleet import ids
 from fleet.access.keys import master_sealer_of
@@ -37,8 +40,13 @@ from workflows.registry import WORKFLOWS, workflow_runner
 
 log = logging.getLogger("holdfast.controller")
 
+_BATCH_ACTIVITIES = 64
+"""At once: windows of batches hold a few hundred lines, and mostly wait."""
 
-def build_worker(client: Client, database: Database, settings: Settings, hosts: HostClient) -> Worker:
+
+def build_worker(
+    client: Client, database: Database, settings: Settings, hosts: HostClient, batch: BatchActivities
+) -> Worker:
     waiting = WaitingInstances(database, client)
     starter = DefragmentationStarter(database, client, settings.timings, enabled=settings.defragment == "auto")
     room = RoomMaker(database, client, drain=settings.timings.drain, consider=starter.consider)
@@ -74,6 +82,7 @@ def build_worker(client: Client, database: Database, settings: Settings, hosts: 
             defragment.look_at_moves,
             defragment.end_moves,
             defragment.record_defragmentation,
+            batch.record_batch,
         ],
         workflow_runner=workflow_runner(),
         max_cached_workflows=5000,
@@ -83,22 +92,38 @@ def build_worker(client: Client, database: Database, settings: Settings, hosts: 
     )
 
 
+def build_batch_worker(client: Client, batch: BatchActivities) -> Worker:
+    """Batches wait for spare capacity: they must not take the slots of what keeps the fleet alive."""
+    return Worker(
+        client,
+        task_queue=ids.batch_queue(ids.CONTROL_QUEUE),
+        activities=[batch.validate_batch, batch.run_batch_window, batch.assemble_batch, batch.clear_batch],
+        max_concurrent_activities=_BATCH_ACTIVITIES,
+        graceful_shutdown_timeout=timedelta(seconds=5),
+    )
+
+
 async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set."""
     await asyncio.to_thread(upgrade, settings.effective_database_url)
     database = Database(settings.effective_database_url)
     authority = await asyncio.to_thread(ensure, database, master_sealer_of(settings))
-    hosts = HostClient(Visitor(authority.ca.certificate_pem, authority.tickets))
+    visitor = Visitor(authority.ca.certificate_pem, authority.tickets)
+    hosts = HostClient(visitor)
+    gateway = GatewayClient(settings.gateway_for_batches, visitor)
     try:
         client = await connect_patiently(settings)
         added = await ensure_search_attributes(client, SEARCH_ATTRIBUTES)
         if added:
             log.info("registered search attributes: %s", ", ".join(added))
-        async with build_worker(client, database, settings, hosts):
+        batch = BatchActivities(database, gateway, Turns())
+        worker = build_worker(client, database, settings, hosts, batch)
+        async with worker, build_batch_worker(client, batch):
             log.info("controller serves queue %s", ids.CONTROL_QUEUE)
             await stop.wait()
     finally:
         await hosts.aclose()
+        await gateway.aclose()
         database.close()
 
 

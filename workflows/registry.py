@@ -2,12 +2,13 @@
 
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from workflows.batch import BatchWorkflow
 from workflows.defragment import DefragmentWorkflow
 from workflows.deployment import DeploymentWorkflow
 from workflows.host import HostWorkflow
 from workflows.instance import InstanceWorkflow
 
-WORKFLOWS = [DeploymentWorkflow, InstanceWorkflow, HostWorkflow, DefragmentWorkflow]
+WORKFLOWS = [DeploymentWorkflow, InstanceWorkflow, HostWorkflow, DefragmentWorkflow, BatchWorkflow]
 
 
 def workflow_runner() -> SandboxedWorkflowRunner:
