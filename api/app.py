@@ -20,6 +20,7 @@ from api.management import (
     rollouts,
     routes,
     system,
+    usage,
 )
 from api.state import Services
 
@@ -30,7 +31,7 @@ The OpenAI API is under `/v1`.
 """
 _GROUPS = (
     *("deployments", "rollouts", "instances", "routes", "providers", "hosts", "gpus", "evaluations"),
-    *("access", "audit", "system"),
+    *("access", "usage", "audit", "system"),
 )
 
 
@@ -60,6 +61,7 @@ def create_app(services: Services) -> FastAPI:
         providers.router,
         evaluations.router,
         access.router,
+        usage.router,
         audit.router,
         system.v1,
     ):

@@ -25,6 +25,7 @@ from fleet.cli import (
     routes,
     set_host,
     status,
+    usage,
 )
 from fleet.cli.output import print_error
 from fleet.cli.setup import WrongUsage
@@ -82,6 +83,7 @@ app.command("approve-replacement", rich_help_panel=FLEET)(drain.approve_replacem
 app.command("set-host", rich_help_panel=FLEET)(set_host.set_host)
 app.add_typer(join_token.join_token, name="join-token", rich_help_panel=FLEET)
 app.add_typer(keys.keys, name="keys", rich_help_panel=FLEET)
+app.command("usage", rich_help_panel=FLEET)(usage.usage)
 app.command("audit", rich_help_panel=FLEET)(audit.audit)
 app.command(rich_help_panel=FLEET)(doctor.doctor)
 app.command(rich_help_panel=FLEET)(resync.resync)

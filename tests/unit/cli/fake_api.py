@@ -103,6 +103,7 @@ class FakeApi:
     keys: list[Json] = field(default_factory=list)
     tokens: list[Json] = field(default_factory=list)
     audit: list[Json] = field(default_factory=list)
+    usage: list[Json] = field(default_factory=list)
     defragmentations: list[Json] = field(default_factory=list)
     routes: list[Json] = field(default_factory=list)
     providers: list[Json] = field(default_factory=list)
@@ -181,6 +182,7 @@ class FakeApi:
         path, method = request.path_params["rest"], request.method
         collections = {"instances": self.instances, "hosts": self.hosts, "gpus": self.gpus, "api-keys": self.keys}
         collections |= {"join-tokens": self.tokens, "audit": self.audit, "defragmentations": self.defragmentations}
+        collections |= {"usage": self.usage}
         named = {"routes": self.routes, "providers": self.providers}
         collections |= named
         if path == "deployments" and method == "GET":
