@@ -10,6 +10,7 @@ import fleet.db.routes  # noqa: F401 (its tables)
 from fleet.db import (
     batches,  # noqa: F401 (its tables, and those of files)
     stored_responses,  # noqa: F401 (its table)
+    usage,  # noqa: F401 (its table)
 )
 from fleet.db.tables import UtcDateTime
 
