@@ -189,6 +189,10 @@ async def _beating(beat: Callable[[], WindowBeat], every: timedelta) -> AsyncIte
 
 def _window(session: Session, task: WindowTask) -> _Window | None:
     batch = session.get_one(BatchRow, task.batch_id)
+    if batch.sealed:  # everything is in its files already, and its windows may be gone
+        return _Window(
+            batch, BatchWindowRow(batch_id=batch.id, number=task.window, first_line=0, lines=0, offset=0, length=0), []
+        )
     row = session.get_one(BatchWindowRow, (task.batch_id, task.window))
     data = stored_files.read_range(session, batch.input_file_id, row.offset, row.length)
     if data is None:

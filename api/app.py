@@ -9,6 +9,7 @@ from api.auditing import Audited
 from api.management import (
     access,
     audit,
+    batches,
     defragment,
     deployments,
     drains,
@@ -30,7 +31,7 @@ Send `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) that
 The OpenAI API is under `/v1`.
 """
 _GROUPS = (
-    *("deployments", "rollouts", "instances", "routes", "providers", "hosts", "gpus", "evaluations"),
+    *("deployments", "rollouts", "instances", "routes", "providers", "hosts", "gpus", "evaluations", "batches"),
     *("access", "usage", "audit", "system"),
 )
 
@@ -60,6 +61,7 @@ def create_app(services: Services) -> FastAPI:
         routes.router,
         providers.router,
         evaluations.router,
+        batches.router,
         access.router,
         usage.router,
         audit.router,

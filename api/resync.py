@@ -12,13 +12,14 @@ from typing import TypeVar
 
 from api.temporal_client import WorkflowClient
 from fleet import ids
-from fleet.db import recorded
+from fleet.db import batches, recorded
 from fleet.db.session import Database
 from fleet.db.tables import ClaimRow, DeploymentRow, InstanceRow
 from fleet.deployments import Deployment
 from fleet.instances import Instance, InstanceNews, news_of
 from fleet.resync import Revived, Rows, deployment_of, host_of, instance_of, is_gone, lost_hosts, stale_claims
 from fleet.states import InstanceState
+from fleet.timings import Timings
 
 _AT_ONCE = 32
 _ROUNDS = 20
@@ -39,6 +40,7 @@ class Outcome:
     hosts: Count = field(default_factory=Count)
     instances: Count = field(default_factory=Count)
     deployments: Count = field(default_factory=Count)
+    batches: Count = field(default_factory=Count)
     orphans: list[str] = field(default_factory=list)
     """What nobody will ask for any more: cleaned up."""
 
@@ -79,6 +81,7 @@ class _Resync:
         views = await self._start_deployments()
         await self._tell_the_news(views)
         await self._clean_up()
+        await self._start_batches()
         return self._outcome
 
     async def _start_hosts(self) -> None:
@@ -96,6 +99,14 @@ class _Resync:
         started = await _each([r.instance for r in gone], self._workflows.take_up_instance)
         there = [i for i in self._rows.instances if ids.instance_workflow(i.id) not in self._missing]
         self._outcome.instances = _count(len(there), started)
+
+    async def _start_batches(self) -> None:
+        """They know nobody, and nobody knows them."""
+        rows = await self._database.aread(batches.not_ended)
+        missing = await self._workflows.missing(ids.batch_workflow(r.id) for r in rows)
+        lost = [batches.state_of(r, Timings()) for r in rows if ids.batch_workflow(r.id) in missing]
+        started = await _each(lost, self._workflows.start_batch)
+        self._outcome.batches = _count(len(rows) - len(lost), started)
 
     def _has_owner(self, row: InstanceRow) -> bool:
         return any(d.name == row.deployment for d in self._rows.deployments)

@@ -18,6 +18,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from fleet import ids
+from fleet.batches import Batch, CancelBatch, PauseBatch
 from fleet.defragmentations import Defragmentation, StopDefragmenting
 from fleet.deployments import Accepted, Deployment, DeploymentChange, InstancesLeave, Wake
 from fleet.errors import Conflict, HoldfastError, NotFound, PreconditionFailed, Unavailable
@@ -166,6 +167,21 @@ class WorkflowClient:
         what = f"defragmentation for {deployment!r}"
         return await self._update(ids.defragment_workflow(deployment), ids.STOP_DEFRAGMENTING_UPDATE, wanted, what=what)
 
+    async def start_batch(self, batch: Batch) -> bool:
+        """False, and nothing happens, when its workflow runs."""
+        workflow_id = ids.batch_workflow(batch.batch_id)
+        return await self._take_up(ids.BATCH_WORKFLOW, batch, workflow_id, f"{batch.batch_id}: {batch.endpoint}")
+
+    async def cancel_batch(self, batch_id: str, wanted: CancelBatch) -> Accepted:
+        return await self._update(
+            ids.batch_workflow(batch_id), ids.CANCEL_BATCH_UPDATE, wanted, what=f"batch {batch_id!r}"
+        )
+
+    async def pause_batch(self, batch_id: str, level: PauseBatch) -> Accepted:
+        return await self._update(
+            ids.batch_workflow(batch_id), ids.PAUSE_BATCH_UPDATE, level, what=f"batch {batch_id!r}"
+        )
+
     # -- for workflows that Temporal has lost (``api.resync``) -------------------------------------------------
 
     async def prepare(self) -> None:
@@ -228,7 +244,7 @@ class WorkflowClient:
             return False
 
     async def _take_up(
-        self, workflow: str, state: Host | Instance | Deployment, workflow_id: str, summary: str
+        self, workflow: str, state: Host | Instance | Deployment | Batch, workflow_id: str, summary: str
     ) -> bool:
         start = self._client.start_workflow(
             workflow,

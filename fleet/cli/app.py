@@ -7,6 +7,7 @@ import typer
 
 from fleet.cli import (
     audit,
+    batches,
     chat,
     defragment,
     deployments,
@@ -84,6 +85,7 @@ app.command("set-host", rich_help_panel=FLEET)(set_host.set_host)
 app.add_typer(join_token.join_token, name="join-token", rich_help_panel=FLEET)
 app.add_typer(keys.keys, name="keys", rich_help_panel=FLEET)
 app.command("usage", rich_help_panel=FLEET)(usage.usage)
+app.add_typer(batches.batches, name="batches", rich_help_panel=MODELS)
 app.command("audit", rich_help_panel=FLEET)(audit.audit)
 app.command(rich_help_panel=FLEET)(doctor.doctor)
 app.command(rich_help_panel=FLEET)(resync.resync)

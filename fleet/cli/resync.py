@@ -9,7 +9,7 @@ from fleet.cli.setup import connect
 
 Json = dict[str, Any]
 
-_KINDS = ("hosts", "instances", "deployments")
+_KINDS = ("hosts", "instances", "deployments", "batches")
 
 
 def resync(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
@@ -18,7 +18,7 @@ def resync(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     if as_json:
         output.print_json(done)
         return
-    rows = [[kind, str(done[kind]["started"]), str(done[kind]["existing"])] for kind in _KINDS]
+    rows = [[kind, str(done[kind]["started"]), str(done[kind]["existing"])] for kind in _KINDS if kind in done]
     output.print_table(["", "TAKEN UP", "THERE ALREADY"], rows, empty="")
     if done["orphans"]:
         print(f"\ncleaned up, because nobody asks for it any more: {', '.join(done['orphans'])}")

@@ -19,6 +19,7 @@ from fleet.db.tables import UtcDateTime, now
 from fleet.timings import Timings
 
 _DELETED_AT_ONCE = 2000
+_GOES_ON = (str(BatchStatus.VALIDATING), str(BatchStatus.IN_PROGRESS))
 
 
 class BatchRow(SQLModel, table=True):
@@ -184,17 +185,19 @@ def not_ended(session: Session) -> list[BatchRow]:
     return list(session.exec(query).all())
 
 
-def not_begun(session: Session, before: datetime, at_most: int = 100) -> list[BatchRow]:
-    """Whose workflow was never heard of, made before ``before``."""
-    query = select(BatchRow).where(BatchRow.status == str(BatchStatus.VALIDATING), BatchRow.projection == 0)
-    query = query.where(BatchRow.created_at < before).order_by(col(BatchRow.created_at)).limit(at_most)
-    return list(session.exec(query).all())
+def overdue(session: Session, before: datetime, at_most: int = 100) -> list[BatchRow]:
+    """Those that were made before ``before`` and have not begun, and those that know of no wish to cancel them."""
+    begun = select(BatchRow).where(BatchRow.status == str(BatchStatus.VALIDATING), BatchRow.projection == 0)
+    begun = begun.where(BatchRow.created_at < before).order_by(col(BatchRow.created_at)).limit(at_most)
+    deaf = select(BatchRow).where(col(BatchRow.status).in_(_GOES_ON), col(BatchRow.cancel_asked_at) < before)
+    deaf = deaf.where(BatchRow.projection > 0).limit(at_most)
+    return [*session.exec(begun).all(), *session.exec(deaf).all()]
 
 
 def record(session: Session, b: Batch) -> bool:
-    """False when a newer projection is there already, or the batch is gone."""
+    """False when a newer projection is there already: none is newer than the end."""
     row = session.get(BatchRow, b.batch_id, with_for_update=True)
-    if row is None or row.projection >= b.projection:
+    if row is None or row.ended or row.projection >= b.projection:
         return False
     row.status, row.durable, row.projection = str(b.status), b.model_dump(mode="json"), b.projection
     row.model = b.checked.model if b.checked is not None else ""
