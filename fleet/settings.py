@@ -111,6 +111,15 @@ class Settings(BaseSettings):
     """Move replicas of others when one waits for room that is there, but in pieces; ``off``: only when a person asks
     (`holdfast defragment`)."""
 
+    usage_keep_days: int = Field(default=400, ge=1, le=36_500)
+    """Days for which it is kept what each request used."""
+
+    otlp_endpoint: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """Where gateways send traces, by OTLP over HTTP, e.g. ``http://127.0.0.1:4318``; empty: to where
+    ``OTEL_EXPORTER_OTLP_ENDPOINT`` says, or nowhere."""
+    otlp_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests that are traced, among those whose clients have not decided it (``traceparent``)."""
+
     audit_keep_days: int = Field(default=90, ge=1, le=36_500)
     """Days for which the audit log is kept."""
     audit_keep_rows: int = Field(default=100_000, ge=1000, le=100_000_000)
