@@ -19,6 +19,7 @@ from temporalio.testing import WorkflowEnvironment
 
 from fleet import ids
 from fleet.rollouts import Steering
+from tests.workflows import test_batch as batch
 from tests.workflows import test_breaker as breaker
 from tests.workflows import test_continue_as_new as as_new
 from tests.workflows import test_defragment as defragment
@@ -213,6 +214,17 @@ SCENARIOS = [
     Scenario("defragment/too_slow", defragment.test_a_move_that_takes_too_long_is_called_off_and_another_one_tried),
     Scenario("defragment/room_elsewhere", defragment.test_it_ends_when_the_replica_finds_room_elsewhere),
     Scenario("defragment/continued_as_new", defragment.test_it_goes_on_as_new_with_its_moves_under_way, short=True),
+    Scenario("batch/completed", batch.test_a_batch_is_worked_off_window_by_window_and_completed),
+    Scenario("batch/invalid", batch.test_an_input_with_mistakes_fails_and_nothing_of_it_is_asked),
+    Scenario("batch/cancelled", batch.test_cancelling_calls_back_what_is_under_way_and_keeps_what_was_answered),
+    Scenario("batch/cancelled_in_temporal", batch.test_cancelled_in_temporals_ui_it_ends_in_order_too),
+    Scenario("batch/cancel_wanted", batch.test_a_wish_to_cancel_that_only_the_database_knows_is_heard),
+    Scenario("batch/expired", batch.test_out_of_time_the_rest_is_expired),
+    Scenario("batch/paused", batch.test_paused_it_sends_nothing_and_resumed_it_goes_on_where_it_was),
+    Scenario("batch/cancelled_while_paused", batch.test_cancelled_while_paused_it_ends),
+    Scenario("batch/input_gone", batch.test_a_lost_input_fails_it),
+    Scenario("batch/controller_restarted", batch.test_a_controller_that_is_restarted_in_the_middle_is_no_matter),
+    Scenario("batch/continued_as_new", batch.test_it_goes_on_as_new_between_two_windows, short=True),
 ]
 
 

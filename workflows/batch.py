@@ -145,7 +145,8 @@ class BatchWorkflow:
 
     def _take_back(self) -> None:
         for window in sorted(w for w, handle in self._windows.items() if handle.done()):
-            self._state = left(self._state, self._outcome(window), workflow.now())
+            done = self._outcome(window)  # it may say that the batch cannot go on
+            self._state = left(self._state, done, workflow.now())
 
     def _outcome(self, window: int) -> WindowDone:
         handle = self._windows.pop(window)

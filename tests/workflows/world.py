@@ -13,6 +13,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from fleet import ids
+from fleet.batches import COMPLETION_WINDOW, Batch
 from fleet.defragmentations import Defragmentation
 from fleet.deployments import Accepted, Deployment, DeploymentChange
 from fleet.engines.spec import EngineSpec
@@ -21,10 +22,12 @@ from fleet.instances import Instance
 from fleet.specs import DeploymentSpec, ModelSource
 from fleet.states import InstanceState
 from fleet.timings import Timings
+from tests.workflows.batcher import FakeBatcher
 from tests.workflows.defragmenter import FakeDefragmenter
 from tests.workflows.hosts import FakeEngine, FakeHost
 from tests.workflows.ledger import FakeFleet
 from tests.workflows.server import IDENTITY
+from workflows.batch import BatchWorkflow
 from workflows.defragment import DefragmentWorkflow
 from workflows.deployment import DeploymentWorkflow
 from workflows.host import HostWorkflow
@@ -46,6 +49,8 @@ QUICK = Timings(
     move_pause=timedelta(milliseconds=20),
     move_look=timedelta(milliseconds=50),
     longest_move_look=timedelta(milliseconds=200),
+    batch_heartbeat=timedelta(seconds=2),
+    batch_call_back=timedelta(milliseconds=200),
 )
 """Nothing that a test wants to see waits long; what it does not want to see (asking again by itself) takes hours."""
 
@@ -59,6 +64,8 @@ class World:
         self.queue = f"control-{uuid4().hex[:8]}"
         self.fleet = FakeFleet(self.client)
         self.defragmenter = FakeDefragmenter(self.client, self.fleet)
+        self.batcher = FakeBatcher()
+        self._batches: Worker | None = None
         self.hosts: list[FakeHost] = []
         self.started: list[str] = []
         """Ids of the workflows that were started from outside, oldest first."""
@@ -72,6 +79,7 @@ class World:
         for host in self.hosts:
             await host.die()
         await self._worker.__aexit__(None, None, None)
+        await self._stop_batches()
         overbooked = [h for h in self.fleet.room if self.fleet._free(h) < 0]
         assert not overbooked, f"more claims than room on {overbooked}"
         assert not self.fleet.broken, "\n".join(self.fleet.broken)
@@ -102,6 +110,7 @@ class World:
                 self.defragmenter.look_at_moves,
                 self.defragmenter.end_moves,
                 self.defragmenter.record_defragmentation,
+                self.batcher.record_batch,
             ],
             workflow_runner=workflow_runner(),
             workflow_failure_exception_types=[Exception],
@@ -113,8 +122,12 @@ class World:
     async def restart_controller(self) -> None:
         """A new process: everything that it knows comes from histories."""
         await self._worker.__aexit__(None, None, None)
+        batches = self._batches is not None
+        await self._stop_batches()
         self._worker = self._control()
         await self._worker.__aenter__()
+        if batches:
+            await self._start_batches()
 
     @overload
     async def until(self, check: Callable[[], Awaitable[T | None]], what: str = ...) -> T: ...
@@ -267,6 +280,51 @@ class World:
                 task_queue=self.queue,
                 static_summary=f"make room for {name}",
             )
+
+    # -- batches ----------------------------------------------------------------------------------------------
+
+    async def batch(
+        self, timings: Timings = QUICK, *, lasts: timedelta = COMPLETION_WINDOW
+    ) -> WorkflowHandle[BatchWorkflow, str]:
+        """One that is worked off by ``batcher``."""
+        if self._batches is None:
+            await self._start_batches()
+        batch_id = f"batch_{uuid4().hex}"
+        workflow_id = ids.batch_workflow(batch_id)
+        self.started.append(workflow_id)
+        at = datetime.now(UTC)
+        with self.environment.with_time_skipping_disabled():
+            return await self.client.start_workflow(
+                BatchWorkflow.run,
+                Batch(
+                    batch_id=batch_id,
+                    endpoint="/v1/chat/completions",
+                    created_at=at,
+                    expires_at=at + lasts,
+                    timings=timings,
+                ),
+                id=workflow_id,
+                task_queue=self.queue,
+                static_summary=batch_id,
+            )
+
+    async def _start_batches(self) -> None:
+        b = self.batcher
+        self._batches = Worker(
+            self.client,
+            task_queue=ids.batch_queue(self.queue),
+            activities=[b.validate_batch, b.run_batch_window, b.assemble_batch, b.clear_batch],
+            identity=f"{IDENTITY}-controller",
+            # A heartbeat that comes later than a cancellation would be no use to a test.
+            max_heartbeat_throttle_interval=timedelta(milliseconds=20),
+            default_heartbeat_throttle_interval=timedelta(milliseconds=20),
+        )
+        await self._batches.__aenter__()
+
+    async def _stop_batches(self) -> None:
+        if self._batches is not None:
+            await self._batches.__aexit__(None, None, None)
+            self._batches = None
 
     # -- instances --------------------------------------------------------------------------------------------
 
