@@ -152,7 +152,7 @@ class Tracing:
         sending = Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
         sending.join(_STOP_WITHIN_S)
-        self._exporter.shutdown()  # it gives up trying
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # it gives up trying
 
 
 def tracing_for(endpoint: str, ratio: float = 1.0, environment: Mapping[str, str] = os.environ) -> Tracing | None:
