@@ -102,8 +102,9 @@ class _Resync:
 
     async def _start_batches(self) -> None:
         """They know nobody, and nobody knows them."""
-        rows = await self._database.aread(batches.not_ended)
-        missing = await self._workflows.missing(ids.batch_workflow(r.id) for r in rows)
+        wanted = [ids.batch_workflow(r.id) for r in await self._database.aread(batches.not_ended)]
+        missing = await self._workflows.missing(wanted) if wanted else set()
+        rows = await self._database.aread(batches.not_ended)  # after the look, too
         lost = [batches.state_of(r, Timings()) for r in rows if ids.batch_workflow(r.id) in missing]
         started = await _each(lost, self._workflows.start_batch)
         self._outcome.batches = _count(len(rows) - len(lost), started)

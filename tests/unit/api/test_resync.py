@@ -1,5 +1,6 @@
 """Lost workflows are begun anew from the database, in an order in which nothing is left unsaid."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -7,6 +8,8 @@ import pytest
 from sqlmodel import Session, select
 
 from api.relay.registering import register
+from fleet.batches import Batch, BatchStatus
+from fleet.db.batches import BatchRow
 from fleet.db.projections import deployment_row, instance_row
 from fleet.db.tables import ClaimRow, DeploymentRow, EndpointRow, HostRow, InstanceRow
 from fleet.deployments import Deployment, InstanceView
@@ -22,6 +25,7 @@ NOTHING = {
     "hosts": {"started": 0, "existing": 0},
     "instances": {"started": 0, "existing": 0},
     "deployments": {"started": 0, "existing": 0},
+    "batches": {"started": 0, "existing": 0},
     "orphans": [],
 }
 
@@ -64,7 +68,7 @@ async def resync(api: httpx.AsyncClient) -> Any:
 
 async def test_all_that_is_lost_is_begun_anew_in_order_and_once(fleet: World, api: httpx.AsyncClient) -> None:
     one = {"started": 1, "existing": 0}
-    assert await resync(api) == {"hosts": one, "instances": one, "deployments": one, "orphans": []}
+    assert await resync(api) == NOTHING | {"hosts": one, "instances": one, "deployments": one}
     begun = fleet.workflows.taken_up
     assert list(begun) == ["host/h1", "instance/m/1-a", "deployment/m"]
     assert begun["instance/m/1-a"] == ready()
@@ -73,7 +77,7 @@ async def test_all_that_is_lost_is_begun_anew_in_order_and_once(fleet: World, ap
     assert begun["host/h1"].registrations == 2
     assert fleet.workflows.told == []
     again = {"started": 0, "existing": 1}
-    assert await resync(api) == {"hosts": again, "instances": again, "deployments": again, "orphans": []}
+    assert await resync(api) == NOTHING | {"hosts": again, "instances": again, "deployments": again}
     assert [c.state for c in rows(fleet, ClaimRow)] == [ClaimState.BOUND]
 
 
@@ -244,3 +248,31 @@ async def test_a_host_that_registers_goes_on_as_it_was_known(world: World) -> No
     said = Registration.model_validate(registration())
     boot_id = said.inventory.boot_id
     assert world.database.write(lambda s: register(s, "h1", boot_id, said, "10.0.0.7")) == before
+
+
+async def test_a_lost_batch_goes_on_where_it_was(world: World, api: httpx.AsyncClient) -> None:
+    at = datetime.now(UTC)
+    common = {"key_id": "k", "endpoint": "/v1/embeddings", "input_file_id": "f", "completion_window": "24h"}
+    state = Batch(
+        batch_id="batch_1",
+        endpoint="/v1/embeddings",
+        created_at=at,
+        expires_at=at,
+        status=BatchStatus.IN_PROGRESS,
+        next_window=5,
+        under_way=(3, 4),
+        again=(1,),
+        projection=7,
+    )
+    durable = state.model_dump(mode="json")
+    kept = {"status": "in_progress", "durable": durable, "projection": 7}
+    world.add(BatchRow(id="batch_1", expires_at=at, **kept, **common))
+    world.add(BatchRow(id="batch_2", expires_at=at, status="completed", projection=9, **common))
+    world.add(BatchRow(id="batch_3", expires_at=at, **common))
+    world.add(BatchRow(id="batch_4", expires_at=at, **kept, **common))
+    world.workflows.gone = {"batch/batch_1", "batch/batch_2", "batch/batch_3"}
+    assert (await resync(api))["batches"] == {"started": 2, "existing": 1}
+    begun = world.workflows.taken_up
+    assert set(begun) == {"batch/batch_1", "batch/batch_3"}
+    assert begun["batch/batch_1"] == state.with_(under_way=(), again=(3, 4, 1)), "what was under way is gone on with"
+    assert (begun["batch/batch_3"].status, begun["batch/batch_3"].projection) == ("validating", 0)

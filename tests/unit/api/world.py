@@ -24,6 +24,7 @@ from fleet.access.sealing import master_sealer
 from fleet.access.secrets import digest, new_id
 from fleet.access.tickets import TicketSigner
 from fleet.access.visitor import Visitor
+from fleet.batches import Batch, CancelBatch, PauseBatch
 from fleet.changes import change, steer, why_not
 from fleet.db.audit import AuditLog
 from fleet.db.authority import Authority
@@ -199,6 +200,19 @@ class FakeWorkflows:
 
     async def take_up_deployment(self, deployment: Deployment) -> bool:
         return await self._take_up(f"deployment/{deployment.name}", deployment)
+
+    async def start_batch(self, batch: Batch) -> bool:
+        return await self._take_up(f"batch/{batch.batch_id}", batch)
+
+    async def cancel_batch(self, batch_id: str, wanted: CancelBatch) -> Accepted:
+        self._be_up()
+        self.told.append((batch_id, wanted))
+        return Accepted(generation=1)
+
+    async def pause_batch(self, batch_id: str, level: PauseBatch) -> Accepted:
+        self._be_up()
+        self.told.append((batch_id, level))
+        return Accepted(generation=1)
 
     async def instances_of(self, deployment: str) -> set[str]:
         self._be_up()
