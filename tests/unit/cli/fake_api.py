@@ -105,6 +105,7 @@ class FakeApi:
     audit: list[Json] = field(default_factory=list)
     usage: list[Json] = field(default_factory=list)
     defragmentations: list[Json] = field(default_factory=list)
+    batches: list[Json] = field(default_factory=list)
     routes: list[Json] = field(default_factory=list)
     providers: list[Json] = field(default_factory=list)
     checked: Json = field(default_factory=dict)
@@ -182,7 +183,7 @@ class FakeApi:
         path, method = request.path_params["rest"], request.method
         collections = {"instances": self.instances, "hosts": self.hosts, "gpus": self.gpus, "api-keys": self.keys}
         collections |= {"join-tokens": self.tokens, "audit": self.audit, "defragmentations": self.defragmentations}
-        collections |= {"usage": self.usage}
+        collections |= {"usage": self.usage, "batches": self.batches}
         named = {"routes": self.routes, "providers": self.providers}
         collections |= named
         if path == "deployments" and method == "GET":
@@ -199,6 +200,8 @@ class FakeApi:
             return JSONResponse(self.evaluation)
         if path.startswith("defragmentations"):
             return JSONResponse(self.defragmentations[0], status_code=202)
+        if path.startswith("batches/"):
+            return JSONResponse(self.batches[0])
         if path == "system/lost":
             return JSONResponse(self.lost)
         if path == "system/resync" and method == "POST":
