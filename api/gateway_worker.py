@@ -16,11 +16,13 @@ from collections.abc import Sequence
 import uvloop
 
 from api.gateway.app import Gateway
+from api.gateway.quick import quick_http
 from api.gateway.standalone import standalone
+from api.openai_files import FilesAndBatches
+from api.waking import waker
 from fleet.access.keys import master_sealer_of
 from fleet.db.authority import ensure
 from fleet.db.session import Database
-from fleet.http.server import BoundedHttp
 from fleet.logs import configure_logging
 from fleet.serving import Farewell, serving
 from fleet.settings import Settings
@@ -69,7 +71,14 @@ async def run(settings: Settings, control: socket.socket, listening: Sequence[so
     hearing = asyncio.create_task(orders.listen(reader))
     database = Database(settings.effective_database_url)
     master = master_sealer_of(settings)
-    gateway = Gateway(database, keys=lambda: ensure(database, master))
+    gateway = Gateway(
+        database,
+        keys=lambda: ensure(database, master),
+        wake=waker(settings),
+        open_sealed=master.open,
+        usage_folder=settings.home / "usage-spool",
+        kept=FilesAndBatches(database, _later, _later),
+    )
     await gateway.start()
     try:
         while wait and not gateway.ready and not orders.leave.is_set():
@@ -82,6 +91,10 @@ async def run(settings: Settings, control: socket.socket, listening: Sequence[so
         database.close()
 
 
+async def _later(_batch: str) -> None:
+    """The API processes, which speak with Temporal, look for batches that were not begun or cancelled yet."""
+
+
 async def _serve(
     gateway: Gateway, listening: Sequence[socket.socket], orders: Orders, parent: asyncio.StreamWriter
 ) -> None:
@@ -91,7 +104,7 @@ async def _serve(
         farewell=orders.farewell,
         lifespan="off",
         loop="uvloop",
-        http=BoundedHttp,
+        http=quick_http(gateway),
         timeout_keep_alive=KEEP_IDLE_S,
     ):
         parent.write(b"ready\n")

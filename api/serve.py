@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,20 +10,23 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from api.app import create_app
+from api.batch_starter import BatchStarter
 from api.gateway.app import Gateway
+from api.gateway.operation import is_inference
+from api.gateway.quick import quick_http
 from api.limits import BodyLimit
 from api.management import evaluations
 from api.management.access import ensure_admin_key
+from api.openai_files import FilesAndBatches
 from api.state import Services
 from api.temporal_client import WorkflowClient
 from fleet.access.keys import admin_key, master_sealer_of
 from fleet.access.visitor import Visitor
 from fleet.db.audit import AuditLog
-from fleet.db.authority import Authority, ensure
+from fleet.db.authority import ensure
 from fleet.db.migrate import upgrade
 from fleet.db.session import Database
 from fleet.host_client import HostClient
-from fleet.http.server import BoundedHttp
 from fleet.logs import configure_logging
 from fleet.model_files import ModelFiles
 from fleet.serving import CannotListen, listen, run_until_told, serving
@@ -38,7 +40,7 @@ MANAGEMENT_BODY_LIMIT = 1 << 20
 
 
 class FrontDoor:
-    """ASGI: ``/v1`` goes to the gateway before any framework sees it, everything else to the management API."""
+    """ASGI: inference goes to the gateway before any framework sees it, everything else to the management API."""
 
     def __init__(self, gateway: Any, management: Any) -> None:
         self._gateway = gateway
@@ -46,8 +48,7 @@ class FrontDoor:
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         path = scope.get("path", "")
-        inference = path.startswith("/v1/") or path == "/v1"
-        await (self._gateway if inference else self._management)(scope, receive, send)
+        await (self._gateway if is_inference(path) else self._management)(scope, receive, send)
 
 
 async def build_services(settings: Settings, database: Database, gateway_metrics: CollectorRegistry) -> Services:
@@ -77,29 +78,44 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     listening = listen(settings.bind, settings.port)
     await asyncio.to_thread(upgrade, settings.effective_database_url)
     database = Database(settings.effective_database_url)
-    gateway = Gateway(database, keys=_keys(settings, database))
+    master = master_sealer_of(settings)
+
+    async def wake(name: str, replicas: int) -> None:
+        await services.workflows.wake_deployment(name, replicas)  # they are there before the first request
+
+    async def start_batch(batch_id: str) -> None:
+        await batches.start(batch_id)
+
+    async def cancel_batch(batch_id: str) -> None:
+        await batches.cancel(batch_id)
+
+    gateway = Gateway(
+        database,
+        keys=lambda: ensure(database, master),
+        wake=wake,
+        open_sealed=master.open,
+        usage_folder=settings.home / "usage-spool",
+        kept=FilesAndBatches(database, start_batch, cancel_batch),
+    )
     services = await build_services(settings, database, gateway.metrics.registry)
+    batches = BatchStarter(database, services.workflows, settings.timings)
     await ensure_admin_key(services, admin_key(settings))
     app: FastAPI = create_app(services)
     await gateway.start()
-    auditing = asyncio.create_task(services.audit.run())
+    upkeep = [asyncio.create_task(services.audit.run()), asyncio.create_task(batches.run())]
     try:
         front = FrontDoor(gateway, BodyLimit(app, MANAGEMENT_BODY_LIMIT))
-        async with serving(front, listening, lifespan="off", loop="uvloop", http=BoundedHttp):
+        async with serving(front, listening, lifespan="off", loop="uvloop", http=quick_http(gateway)):
             log.info("API on http://%s:%d", settings.bind, settings.port)
             await stop.wait()
     finally:
-        auditing.cancel()
-        await asyncio.wait([auditing])
+        for task in upkeep:
+            task.cancel()
+        await asyncio.wait(upkeep)
         await gateway.stop()
         await evaluations.close(app)
         await services.hosts.aclose()
         database.close()
-
-
-def _keys(settings: Settings, database: Database) -> Callable[[], Authority]:
-    master = master_sealer_of(settings)
-    return lambda: ensure(database, master)
 
 
 def main(settings: Settings) -> int:

@@ -1,34 +1,45 @@
-"""The gateway: an ASGI application for ``/v1`` that answers from engines.
+"""The gateway: an ASGI application that answers from engines.
 
-A request takes: key, body, model, endpoint, relay. Nothing on that way waits for the database.
+A request takes: key, body, route, replica, answer. Nothing on that way waits for the database.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-import orjson
 from prometheus_client import CollectorRegistry
 
 from api.gateway import refusals
+from api.gateway.admission import Admission
+from api.gateway.call import Call
+from api.gateway.cold import ColdHold, Wake
+from api.gateway.handed import HANDED, Handed
+from api.gateway.known_routes import OpenSealed
+from api.gateway.listing import Listing
 from api.gateway.metrics import NO_MODEL, Metrics
+from api.gateway.operation import OPERATIONS, PROXY, ModelIn, Operation, Shape
 from api.gateway.options import Options
 from api.gateway.refusals import Refusal
-from api.gateway.relay import CLIENT_LEFT, Call, Relay
-from api.gateway.request import ClientGone, Receive, Send, bearer_token, model_of, read_body, read_head
-from api.gateway.route import Route
+from api.gateway.relay import BROKEN_OFF, CLIENT_LEFT, Relay
+from api.gateway.request import Asked, ClientGone, Receive, Send, read_body, read_head
+from api.gateway.routing import Routing
 from api.gateway.table import Refresher, RoutingTable
 from api.gateway.traffic import TrafficLog
-from api.gateway.upstream import Upstreams
-from fleet.access.secrets import digest
+from api.gateway.usage_log import UsageLog
+from fleet.access.errands import gateway_tickets
 from fleet.access.visitor import Visitor
 from fleet.db.authority import Authority
 from fleet.db.session import Database
+from fleet.usage import Usage, UsageRecord
 
 Scope = Mapping[str, Any]
 
-_INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
-_SCOPES = frozenset({"inference", "admin"})
+Kept = Callable[[Scope, Receive, Send, str], Awaitable[int]]
+"""ASGI with the id of the key that was shown; returns the status."""
+_KEPT = ("/v1/files", "/v1/batches")
 _LINGER = 2.0
 """Seconds for which a body that is too large is read and dropped, so that its sender gets to read why."""
 _MAY_BE_OUT_OF_DATE = (401, 404)
@@ -36,7 +47,7 @@ _MAY_BE_OUT_OF_DATE = (401, 404)
 
 
 class Gateway:
-    """Raw ASGI 3, for HTTP scopes with a path under ``/v1``; other paths get a 404.
+    """Raw ASGI 3, for HTTP scopes that ``operation.is_inference`` is about; other paths get a 404.
 
     ``start`` before the first request and ``stop`` after the last, in the same event loop.
     """
@@ -48,38 +59,60 @@ class Gateway:
         keys: Callable[[], Authority] | None = None,
         options: Options | None = None,
         registry: CollectorRegistry | None = None,
+        wake: Wake | None = None,
+        open_sealed: OpenSealed | None = None,
+        usage_folder: Path | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """``keys``: how to get at the installation's keys (blocks, and is asked again while the database is down);
         None: engines behind hosts cannot be reached. ``registry``: where its metrics go; None: one of its own, as
-        ``metrics.registry``."""
+        ``metrics.registry``. ``wake``: how to start a deployment without replicas; None: nobody can from here.
+        ``open_sealed``: opens the keys of providers; None: those that have one are left out. ``usage_folder``: where
+        usage is kept while the database is away; None: usage is not kept at all. ``kept``: answers what is below
+        ``/v1/files`` and ``/v1/batches``; None: there is nothing."""
         self._keys = keys
-        self._options = options or Options()
-        self._table: RoutingTable | None = None
-        self._routes: dict[str, Route] = {}
-        self._models = b""
-        self._upstreams = Upstreams(self._options)
-        self._traffic = TrafficLog(database, self._upstreams.sums, self._options.traffic_interval)
-        self.metrics = Metrics(self._upstreams, registry)
+        self.options = options or Options()
+        self._routing = Routing(self.options)
+        self.admission = Admission(self._routing)
+        self._listing = Listing()
+        self._traffic = TrafficLog(database, self._routing.sums, self.options.traffic_interval)
+        self.metrics = Metrics(self._routing.upstreams, registry, loads=self._routing.loads)
+        self._wake = wake
+        self._kept = kept
         self._refresher = Refresher(
             database,
             self._adopt,
-            poll_interval=self._options.poll_interval,
-            reload_interval=self._options.reload_interval,
+            poll_interval=self.options.poll_interval,
+            reload_interval=self.options.reload_interval,
             prepare=self._read_keys,
+            open_sealed=open_sealed,
         )
+        self.usage = UsageLog(database, usage_folder) if usage_folder is not None else None
         self._tasks: list[asyncio.Task[None]] = []
+        self._begun = False
 
     @property
     def ready(self) -> bool:
         """Whether a table was loaded and is being kept fresh; without one every request gets a 503."""
-        return self._table is not None and not any(task.done() for task in self._tasks)
+        return self.admission.table is not None and not any(task.done() for task in self._tasks)
 
     async def start(self) -> None:
         """Load the table and keep it fresh. With the database down it goes on trying, and does not raise."""
         self._loop = asyncio.get_running_loop()
-        self._relay = Relay(self.metrics, self._options, self._refresher.catch_up)
+        self._begun = True
+        self._cold = ColdHold(self._wake)
+        self.relay = Relay(
+            self.metrics,
+            self.options,
+            self._refresher.catch_up,
+            routes=self._routing.get,
+            cold=self._cold,
+            known=self._deployment,
+        )
         await self._refresher.refresh()
-        upkeep = (self._refresher.run(), self._sweep(), self._traffic.run())
+        upkeep = [self._refresher.run(), self._sweep(), self._traffic.run()]
+        if self.usage is not None:
+            upkeep.append(self.usage.run())
         self._tasks = [asyncio.create_task(task) for task in upkeep]
 
     async def refresh(self) -> None:
@@ -92,8 +125,14 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        if self._begun:
+            self._cold.close()
         await self._traffic.flush()
-        self._upstreams.close()
+        self._routing.close()
+        if self.usage is not None and self._begun:
+            self._begun = False
+            await self.usage.stop()
+        self.metrics.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -101,86 +140,144 @@ class Gateway:
             return
         started = self._loop.time()
         path: str = scope["path"]
-        if path in _INFERENCE and scope["method"] == "POST":
-            model, code = await self._infer(path, scope, receive, send, started)
+        operation = OPERATIONS.get(path)
+        if operation is not None and scope["method"] == "POST":
+            await self._infer(operation, scope, receive, send, started)
+        elif path.startswith(PROXY):
+            await self._infer(_GENERIC, scope, receive, send, started)
+        elif self._kept is not None and path.startswith(_KEPT):
+            code = await self._answer_kept(self._kept, scope, receive, send)
+            self.metrics.finished(NO_MODEL, code, self._loop.time() - started)
         else:
-            model, code = NO_MODEL, await self._answer_directly(path, scope, send)
-        self.metrics.finished(model, code, self._loop.time() - started)
+            code = await self._answer_directly(path, scope, send)
+            self.metrics.finished(NO_MODEL, code, self._loop.time() - started)
 
     def allows(self, authorization: bytes | None) -> bool:
         """Whether the value of an ``Authorization`` header carries a key that may ask models."""
         try:
-            self._authorise(authorization)
+            self.admission.key(authorization)
         except Refusal:
             return False
         return True
 
+    def finished(self, call: Call, status: int) -> None:
+        """A request is over, whichever path it took."""
+        duration = self._loop.time() - call.started
+        self.metrics.finished(call.model, status, duration)
+        exchange = call.exchange
+        if exchange is None or not call.sent:
+            return
+        usage = exchange.meter.usage(left_early=status in (CLIENT_LEFT, BROKEN_OFF))
+        self.metrics.settled(
+            call.model,
+            call.deployment,
+            call.key.id,
+            status,
+            usage,
+            queued=call.queued_s,
+            first_token=call.first_at - exchange.sent_at if call.first_at is not None else None,
+        )
+        if self.usage is not None:
+            self.usage.note(self._record(call, usage, status, duration))
+
+    @staticmethod
+    def _record(call: Call, usage: Usage, status: int, duration: float) -> UsageRecord:
+        return UsageRecord(
+            request_id=call.request_id,
+            at=datetime.fromtimestamp(call.at, UTC),
+            key_id=call.key.id,
+            route=call.model,
+            deployment=call.deployment,
+            operation=call.operation.name,
+            status=status,
+            usage=usage,
+            duration_s=duration,
+            ttft_s=call.first_at - call.started if call.first_at is not None else None,
+        )
+
+    def first_event(self, call: Call) -> None:
+        """The first of a streamed answer is passed on."""
+        call.first_at = now = self._loop.time()
+        self.metrics.first_token(call.model, now - call.started)
+
     # --- inference ---
 
-    async def _infer(self, path: str, scope: Scope, receive: Receive, send: Send, started: float) -> tuple[str, int]:
-        """(model, or nothing while unknown; status), for the metrics."""
-        model = NO_MODEL
+    async def _infer(self, operation: Operation, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+        handed: Handed | None = scope.get(HANDED)
+        call = handed.call if handed is not None else None
+        status = CLIENT_LEFT
         try:
-            call = await self._admit(path, scope, receive, started)
-            model = call.model
-            return model, await self._relay_watched(call, receive, send)
+            if call is None:
+                call = await self._admit(operation, scope, receive, started)
+            call.task = asyncio.current_task()
+            status = await self._relay_watched(call, receive, send, handed)
         except Refusal as refusal:
-            await _refuse(refusal, receive, send)
-            return model, refusal.status
+            status = refusal.status
+            await self._refuse(refusal, operation.shape, call, receive, send)
         except ClientGone:
-            return model, CLIENT_LEFT
+            pass
+        finally:
+            if call is not None:
+                self.finished(call, status)
+            else:
+                self.metrics.finished(NO_MODEL, status, self._loop.time() - started)
 
-    async def _admit(self, path: str, scope: Scope, receive: Receive, started: float) -> Call:
+    async def _admit(self, operation: Operation, scope: Scope, receive: Receive, started: float) -> Call:
         """Everything that can be wrong with a request before an engine is asked. Raises ``Refusal``."""
-        head = read_head(scope["headers"])
+        headers = scope["headers"]
+        head = read_head(headers)
         try:
-            self._authorise(head.authorization)
+            self.admission.key(head.authorization)
         except Refusal:
             await self._refresher.catch_up()
-            self._authorise(head.authorization)
-        body = await read_body(receive, head.content_length, self._options.body_limit)
-        model = model_of(body)
+            self.admission.key(head.authorization)
+        generic = operation is _GENERIC
+        large = generic or operation.model_in is ModelIn.FORM
+        limit = self.options.form_limit if large else self.options.body_limit
+        body = await read_body(receive, head.content_length, limit)
+        how: dict[str, Any] = _of_proxy(scope) if generic else {}
         try:
-            route = self._route(model)
-        except Refusal:
+            return self.admission.call(operation, head, headers, body, started, **how)
+        except Refusal as refusal:
+            if refusal.status not in _MAY_BE_OUT_OF_DATE:
+                raise
             await self._refresher.catch_up()
-            route = self._route(model)
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 (an ASGI server calls from a task)
-        return Call(model, path, body, head.forwarded, route, started, task)
+            return self.admission.call(operation, head, headers, body, started, **how)
 
-    async def _relay_watched(self, call: Call, receive: Receive, send: Send) -> int:
+    async def _relay_watched(self, call: Call, receive: Receive, send: Send, handed: Handed | None) -> int:
         watcher = self._loop.create_task(_watch(receive, call))
         try:
-            return await self._relay.run(call, send)
+            return await self.relay.run(call, send, handed.begun if handed is not None else None)
         except asyncio.CancelledError:
-            if not call.gone:
+            if not call.gone or call.task is None:
                 raise
             call.task.uncancel()
             return CLIENT_LEFT
         finally:
             watcher.cancel()
 
-    def _authorise(self, authorization: bytes | None) -> None:
-        if self._table is None:
-            raise refusals.no_table()
-        key = self._table.keys.get(digest(bearer_token(authorization)))
-        if key is None or (key.expires_at is not None and key.expired()):
-            raise refusals.bad_key()
-        if key.scope not in _SCOPES:
-            raise refusals.wrong_scope(key.scope)
-
-    def _route(self, model: str) -> Route:
-        route = self._routes.get(model)
-        if route is not None and route.upstreams:
-            return route
-        assert self._table is not None  # noqa: S101 (the key was found in it)
-        deployment = self._table.deployments.get(model)
-        if deployment is None:
-            raise refusals.unknown_model(model)
-        raise refusals.not_ready(model, deployment.phase, deployment.desired_replicas)
+    async def _refuse(self, refusal: Refusal, shape: Shape, call: Call | None, receive: Receive, send: Send) -> None:
+        if call is not None and call.opened:
+            event = call.error_event(refusal)
+            await send({"type": "http.response.body", "body": event, "more_body": False})
+            return
+        await _refuse(refusal, refusal.body_in(shape), receive, send)
 
     # --- everything else ---
+
+    async def _answer_kept(self, kept: Kept, scope: Scope, receive: Receive, send: Send) -> int:
+        """Returns the status."""
+        authorization = read_head(scope["headers"]).authorization
+        try:
+            try:
+                key, _ = self.admission.key(authorization)
+            except Refusal:
+                await self._refresher.catch_up()
+                key, _ = self.admission.key(authorization)
+        except Refusal as refusal:
+            await _refuse(refusal, refusal.body, receive, send)
+            return refusal.status
+        return await kept(scope, receive, send, key.id)
 
     async def _answer_directly(self, path: str, scope: Scope, send: Send) -> int:
         """Returns the status."""
@@ -202,52 +299,63 @@ class Gateway:
         method: str = scope["method"]
         listing = path == "/v1/models"
         if not listing and not path.startswith("/v1/models/"):
-            if path in _INFERENCE:
+            if path in OPERATIONS:
                 raise refusals.wrong_method(method, path, "POST")
             raise refusals.unknown_url(method, path)
         if method != "GET":
             raise refusals.wrong_method(method, path, "GET")
-        self._authorise(read_head(scope["headers"]).authorization)
-        if listing:
-            return self._models
-        name = path.removeprefix("/v1/models/")
-        assert self._table is not None  # noqa: S101 (the key was found in it)
-        deployment = self._table.deployments.get(name)
-        if deployment is None:
-            raise refusals.unknown_model(name)
-        return orjson.dumps(_model(name, deployment.created_at))
+        self.admission.key(read_head(scope["headers"]).authorization)
+        return self._listing.all if listing else self._listing.one(path.removeprefix("/v1/models/"))
 
     # --- upkeep ---
 
     async def _read_keys(self) -> None:
-        if self._upstreams.visitor is None and self._keys is not None:
+        if self._routing.visitor is None and self._keys is not None:
             authority = await asyncio.to_thread(self._keys)
-            self._upstreams.visitor = Visitor(authority.ca.certificate_pem, authority.tickets)
+            self._routing.visitor = Visitor(authority.ca.certificate_pem, authority.tickets)
+            self.admission.tickets = gateway_tickets([authority.tickets.public_key])
 
     def _adopt(self, table: RoutingTable) -> None:
-        before = self._table
-        self._table = table
-        self._adopt_routes(table)
+        before = self.admission.table
+        self.admission.adopt(table)
+        usable = self._routing.adopt(table, self._loop.time())
         self._traffic.adopt(table.deployments.keys())
-        data = [_model(d.name, d.created_at) for d in table.deployments.values()]
-        self._models = orjson.dumps({"object": "list", "data": data})
+        self._listing.adopt(table)
+        self._cold.adopt(table.deployments)
+        for name in usable:
+            self._cold.ready(name)
         if before is not None:
-            for gone in before.deployments.keys() - table.deployments.keys():
+            for gone in before.routes.keys() - table.routes.keys():
                 self.metrics.forget(gone)
+            for key in {key.id for key in before.keys.values()} - {key.id for key in table.keys.values()}:
+                self.metrics.forget_tenant(key)
+        for name in table.routes.keys() - (before.routes.keys() if before is not None else set()):
+            self.metrics.know(name)
 
-    def _adopt_routes(self, table: RoutingTable) -> None:
-        endpoints = (endpoint for name in table.deployments for endpoint in table.endpoints.get(name, ()))
-        upstreams = self._upstreams.adopt(endpoints, table.draining)
-        for name, deployment in table.deployments.items():
-            self._routes.setdefault(name, Route()).update(upstreams.get(name, ()), deployment.traffic)
-        for gone in self._routes.keys() - table.deployments.keys():
-            self._routes.pop(gone).update((), {})  # requests on their way find nothing to be sent to again
-        self._upstreams.give_up(upstreams)
+    def _deployment(self, name: str) -> Any:
+        table = self.admission.table
+        return table.deployments.get(name) if table is not None else None
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(self._options.sweep_interval)
-            self._upstreams.sweep(self._loop.time())
+            await asyncio.sleep(self.options.sweep_interval)
+            self._routing.sweep(self._loop.time())
+            self.metrics.flush()
+
+
+_GENERIC = Operation("proxy", "")
+
+
+def _of_proxy(scope: Scope) -> dict[str, Any]:
+    """``/model/<route>/<path>``: what ``Admission.call`` is to know of it. Raises ``Refusal``."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    route, slash, path = raw.partition(b"?")[0].removeprefix(PROXY.encode()).partition(b"/")
+    query: bytes = scope.get("query_string", b"")
+    target = "/" + path.decode("latin-1") + ("?" + query.decode("latin-1") if query else "")
+    plain = target.isascii() and target.isprintable() and " " not in target and b".." not in path.split(b"/")
+    if not (route and slash and plain):
+        raise refusals.unknown_url(scope["method"], scope["path"])
+    return {"path": target, "method": scope["method"], "asked": Asked(unquote(route.decode("latin-1")), False, None)}
 
 
 async def _watch(receive: Receive, call: Call) -> None:
@@ -256,14 +364,14 @@ async def _watch(receive: Receive, call: Call) -> None:
     call.abandon()
 
 
-async def _refuse(refusal: Refusal, receive: Receive, send: Send) -> None:
+async def _refuse(refusal: Refusal, body: bytes, receive: Receive, send: Send) -> None:
     if not refusal.unread:
-        await _answer(send, refusal.status, refusal.body, refusal.headers)
+        await _answer(send, refusal.status, body, refusal.headers)
         return
     # Closing with unread bytes resets the connection, and the sender would never see the answer: finish it,
     # drop what comes for a moment, and only then let the server close.
     headers = (*refusal.headers, (b"connection", b"close"))
-    await _answer(send, refusal.status, refusal.body, headers, more=True)
+    await _answer(send, refusal.status, body, headers, more=True)
     try:
         async with asyncio.timeout(_LINGER):
             more = True
@@ -279,7 +387,3 @@ async def _answer(send: Send, status: int, body: bytes, headers: refusals.Header
     start = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def _model(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "holdfast"}

@@ -230,7 +230,7 @@ class _Held:
 def _refusal(deployment: KnownDeployment) -> Refusal:
     if deployment.phase == DeploymentPhase.FAILED:
         why = f" ({deployment.message})" if deployment.message else ""
-        text = f"The model '{deployment.name}' could not be started{why}. `holdfast instances` says more."
+        text = f"The model '{deployment.name}' failed to start{why}. `holdfast instances` says more."
         return refusals.unavailable(text, after=30)
     return refusals.not_ready(deployment.name, deployment.phase, deployment.desired_replicas)
 

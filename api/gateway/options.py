@@ -8,7 +8,11 @@ class Options:
     """Times are seconds, sizes are bytes."""
 
     body_limit: int = 32 << 20
-    """Largest request body."""
+    """Largest request body that is JSON."""
+    form_limit: int = 128 << 20
+    """Largest with files in it."""
+    quick_limit: int = 1 << 20
+    """Larger bodies leave the fast path."""
     connect_timeout: float = 3.0
     first_byte_timeout: float = 600.0
     """Until an engine's first reply byte: an answer that is not streamed takes as long as its generation."""
@@ -18,6 +22,8 @@ class Options:
     """How long a connection waits for its next request: engines close theirs after 5 s."""
     keep_idle_at_host: float = 60.0
     """The same for one to a host's proxy: that closes them after 75 s, and TLS makes a new one dear."""
+    total_timeout: float = 0.0
+    """From when a request is sent to an engine to the end of the answer; 0: none."""
     sweep_interval: float = 0.5
     """How often the timeouts above are looked at, and so how exact they are."""
     poll_interval: float = 0.25

@@ -1,19 +1,25 @@
-"""Every answer that is the gateway's own refusal, in the shape that OpenAI clients expect.
+"""Every answer that is the gateway's own refusal, in the shape that the client's protocol has for errors.
 
 Refusal
 ├── 400 not JSON, not an object, no model      the client must change the request
 ├── 401, 403                                    the key
 ├── 404 unknown URL, unknown model, 405 method
 ├── 413 body too large
+├── 429 too many wait for this model already; comes with Retry-After
 ├── 502 the engine failed before it answered, 504 it did not answer in time
 └── 503 nothing can serve now; comes with Retry-After
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
+from api.gateway.operation import Shape, known_paths
+
 Headers = tuple[tuple[bytes, bytes], ...]
+Reason = Literal["general", "context_window", "content_policy"]
+"""Which of a route's fallbacks are meant (``fleet.routes.Fallbacks``)."""
+_MAY_GO_ELSEWHERE = frozenset({429, 502, 503, 504})
 
 _SHOWN_CHARACTERS = 200
 """How much of what a client sent is said back to it."""
@@ -37,8 +43,34 @@ class Refusal(Exception):
         self.status = status
         self.unread = unread
         """The client is still sending a body that nobody wants."""
-        self.body = error_body(message, kind=kind, param=param, code=code)
+        self.message = message
+        self.code = code
+        self.kind = kind
+        self.param = param
         self.headers = headers
+
+    @property
+    def body(self) -> bytes:
+        """In OpenAI's shape."""
+        return error_body(self.message, kind=self.kind, param=self.param, code=self.code)
+
+    def body_in(self, shape: Shape) -> bytes:
+        match shape:
+            case Shape.ANTHROPIC:
+                return anthropic_error(self.status, self.message)
+            case Shape.COHERE:
+                return orjson.dumps({"message": self.message})
+            case _:
+                return self.body
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why another route may be asked instead; None: it would not help."""
+        if self.code == "context_length_exceeded":
+            return "context_window"
+        if self.code == "content_policy":
+            return "content_policy"
+        return "general" if self.status in _MAY_GO_ELSEWHERE else None
 
 
 def error_body(message: str, *, kind: str, param: str | None, code: str | None) -> bytes:
@@ -52,6 +84,24 @@ def shown(text: str) -> str:
     return cut.encode("utf-8", "replace").decode("utf-8")
 
 
+_ANTHROPIC_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""By status, as Anthropic's clients know them."""
+
+
+def anthropic_error(status: int, message: str) -> bytes:
+    kind = _ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
+
+
 def refused_by_engine(message: str) -> Refusal:
     return Refusal(400, f"The engine cannot do this: {shown(message)}", code="refused_by_engine")
 
@@ -59,8 +109,8 @@ def refused_by_engine(message: str) -> Refusal:
 def unknown_url(method: str, path: str) -> Refusal:
     return Refusal(
         404,
-        f"Unknown URL: {shown(method)} {shown(path)}. Known are /v1/models, /v1/chat/completions, "
-        "/v1/completions and /v1/embeddings.",
+        f"Unknown URL: {shown(method)} {shown(path)}. Known are /v1/models, {', '.join(known_paths())}, and "
+        "/model/<model>/<path> for whatever else an engine can do.",
         code="unknown_url",
     )
 
@@ -120,6 +170,46 @@ def not_json(reason: str) -> Refusal:
 
 def not_an_object() -> Refusal:
     return Refusal(400, "The request body must be a JSON object.", param="body", code="invalid_type")
+
+
+def not_a_form() -> Refusal:
+    return Refusal(
+        400,
+        "The request must be multipart/form-data, with a boundary in its Content-Type.",
+        param="Content-Type",
+        code="invalid_content_type",
+    )
+
+
+def broken_form(reason: str) -> Refusal:
+    return Refusal(400, f"The multipart body cannot be read: {shown(reason)}.", param="body", code="invalid_form")
+
+
+def too_long_for_the_model(message: str) -> Refusal:
+    return Refusal(400, shown(message), param="messages", code="context_length_exceeded")
+
+
+def against_the_policy(message: str) -> Refusal:
+    return Refusal(400, shown(message), code="content_policy")
+
+
+def too_many_waiting(name: str, waiting: int, after: int) -> Refusal:
+    return Refusal(
+        429,
+        f"{waiting} requests wait for the model '{name}' already. Try again in a while, or give it more replicas.",
+        kind="rate_limit_error",
+        code="queue_full",
+        headers=((b"retry-after", b"%d" % after),),
+    )
+
+
+def waited_too_long(name: str, seconds: float, after: int) -> Refusal:
+    return unavailable(f"No replica of the model '{name}' became free within {seconds:.0f} s.", after=after)
+
+
+def not_there(name: str, what: str) -> Refusal:
+    """A target of a route that does not exist, or has no replicas."""
+    return unavailable(f"The model '{name}' cannot be served: {what}.", after=5)
 
 
 def no_model() -> Refusal:

@@ -1,297 +1,423 @@
-"""Sends one request to an engine and the answer back: which engine, and what a failure leads to."""
+"""Sends a request to an engine and the answer back: which engine, and what a failure leads to."""
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from api.gateway import refusals
-from api.gateway.events import EventStream, error_event
+from api.gateway.call import Call
+from api.gateway.cold import ColdHold
+from api.gateway.destination import Destination
+from api.gateway.errors import Unspoken, look_at_error
+from api.gateway.exchange import Exchange
+from api.gateway.filters import Headers
 from api.gateway.metrics import Metrics
 from api.gateway.options import Options
+from api.gateway.pool import Refused
+from api.gateway.prepare import prepare
+from api.gateway.refusals import Refusal
 from api.gateway.request import Send
-from api.gateway.route import Route
+from api.gateway.route import Routes
+from api.gateway.table import KnownDeployment
 from api.gateway.upstream import Upstream
 from api.gateway.way import HostEnds, HungUp, NotLetIn
 from fleet.http.connection import ConnectFailed, Connection, Died, TimedOut, UpstreamError, Withdrawn
-from fleet.http.door import FRESH
-from fleet.policy.blame import clients_fault
-from fleet.policy.latency import bucket
+from fleet.policy.outlier import Fate, Outcome
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 """In metrics only: nobody is there to get an answer."""
-_BROKEN_OFF = 502
-_MAY_BE_THE_CLIENTS = (500, 501)
-_JUDGED_BYTES = 64 << 10
-_OVER_A_NEW_ONE = FRESH + b": 1\r\n"
+BROKEN_OFF = 502
+_BUSY = frozenset({429, 502, 503})
+_BAD_GATEWAY = 502
+_LONGEST_REST_S = 60.0
+_UNUSED = Outcome(Fate.UNUSED)
 _MOVES = 2
 """How often a request is asked elsewhere because its engine was withdrawn."""
+_WHOLE_AT_MOST = 64 << 20
+"""Bytes of an answer that must be read whole before it can be said in another protocol."""
+
+
+class Busy(UpstreamError):
+    """The engine answered 429, 502 or 503, and another may be asked."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"answered {status}")
 
 
 @dataclass(slots=True)
-class Call:
-    """One request on its way."""
+class Trail:
+    """What a call has tried at one destination."""
 
-    model: str
-    path: str
-    body: bytes
-    forwarded: bytes
-    """Header lines of the client that the engine gets."""
-    route: Route
-    """With at least one engine."""
-    started: float
-    """By the loop's clock."""
-    task: "asyncio.Task[None]"
     tried: list[Upstream] = field(default_factory=list)
     """Endpoints that are not asked again."""
     resent: bool = False
     """It was sent again because a connection ended without a word."""
-    hung_up: "Upstream | None" = None
+    hung_up: Upstream | None = None
     """In ``tried`` only because an old connection to it ended: asked again when nobody else can be reached."""
     away: list[Upstream] = field(default_factory=list)
     """In ``tried`` only because their hosts could not be reached."""
     patient_until: float | None = None
     """By the loop's clock; None: it did not have to wait yet."""
     moved: int = 0
-    gone: bool = False
-    """The client left, or does not read."""
 
-    def abandon(self) -> None:
-        """Stop whatever is being done for it, at once."""
-        self.gone = True
-        self.task.cancel()
+
+@dataclass(slots=True)
+class Begun:
+    """What the fast path has done of a call before it needed patience."""
+
+    exchange: Exchange
+    failure: UpstreamError | None
+    """None: the engine has answered with something that needs a closer look."""
 
 
 class Relay:
-    def __init__(self, metrics: Metrics, options: Options, look_again: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        options: Options,
+        look_again: Callable[[], Awaitable[None]],
+        *,
+        routes: Routes,
+        cold: ColdHold,
+        known: Callable[[str], KnownDeployment | None],
+    ) -> None:
         """``look_again`` takes over what has changed in the database since the last look."""
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._options = options
         self._look_again = look_again
+        self._routes = routes
+        self._cold_hold = cold
+        self._known = known
 
-    async def run(self, call: Call, send: Send) -> int:
+    async def run(self, call: Call, send: Send, begun: Begun | None = None) -> int:
         """Answer the call; returns the status for the metrics.
 
         Raises ``Refusal`` only while nothing of an answer was sent. When an answer broke off it returns
         without completing it, which makes the server close the client's connection.
         """
-        route = call.route
-        route.budget.note_request()
-        route.in_flight += 1
-        try:
-            while True:
-                exchange = _Exchange(route.choose(call.tried, self._loop.time()))
-                try:
-                    connection = await exchange.ask(call)
-                    return await self._pass_on(call, exchange, connection, send)
-                except UpstreamError as failure:
-                    await self._prepare_retry(call, exchange, failure)
-                finally:
-                    exchange.settle()
-        finally:
-            route.in_flight -= 1
+        first: Refusal | None = None
+        asked: set[str] = set()
+        left = deque([call.route])
+        while left:
+            route = call.route = left.popleft()
+            asked.add(route.name)
+            try:
+                return await self._targets(call, send, begun)
+            except Refusal as refusal:
+                first = first or refusal
+                begun = None
+                if (reason := refusal.reason) is not None:
+                    left += [r for r in map(self._routes, route.fallbacks(reason)) if r and r.name not in asked]
+                    asked.update(r.name for r in left)
+                if left:
+                    self._metrics.fell_back(call.model, left[0].name)
+        assert first is not None  # noqa: S101 (the loop ended without an answer)
+        raise first
 
-    async def _prepare_retry(self, call: Call, exchange: "_Exchange", failure: UpstreamError) -> None:
+    async def _targets(self, call: Call, send: Send, begun: Begun | None) -> int:
+        route = call.route
+        tried: list[Destination] = []
+        destination = begun.exchange.destination if begun else route.choose()
+        assert destination is not None  # noqa: S101 (a route has targets)
+        while True:
+            try:
+                return await self._attempts(call, destination, send, begun)
+            except Refusal as refusal:
+                begun = None
+                tried.append(destination)
+                following = route.choose(tried) if refusal.reason == "general" else None
+                if following is None:
+                    raise
+                destination = following
+
+    async def _attempts(self, call: Call, destination: Destination, send: Send, begun: Begun | None) -> int:
+        trail = Trail()
+        if begun is None or begun.exchange.connection is None:
+            destination.pool.budget.note_request()
+        while True:
+            exchange = begun.exchange if begun else await self._exchange(call, destination, trail, send)
+            try:
+                if exchange.connection is None:
+                    connection = await exchange.ask(fresh=trail.resent)
+                elif begun is not None and begun.failure is not None:
+                    raise exchange.failed(begun.failure)
+                else:
+                    connection = exchange.connection
+                return await self._pass_on(call, exchange, connection, trail, send)
+            except Unspoken:
+                continue
+            except UpstreamError as failure:
+                await self._prepare_retry(call, destination, trail, exchange, failure)
+            finally:
+                begun = None
+                exchange.settle()
+
+    async def _exchange(self, call: Call, destination: Destination, trail: Trail, send: Send) -> Exchange:
+        prepared = prepare(call, destination)
+        upstream = destination.pool.take(call.ask, trail.tried, self._loop.time())
+        if upstream is None:
+            upstream = await self._wait_for_one(call, destination, trail, send)
+        return Exchange(call, destination, upstream, prepared)
+
+    # --- waiting ---
+
+    async def _wait_for_one(self, call: Call, destination: Destination, trail: Trail, send: Send) -> Upstream:
+        """The replica that frees first, or that comes up first. Raises ``Refusal``."""
+        pool = destination.pool
+        if not pool.others(trail.tried):
+            await self._look_again()
+        if not pool.others(trail.tried):
+            await self._cold(call, destination, send)
+        began = self._loop.time()
+        waiting: asyncio.Future[Upstream] = self._loop.create_future()
+        ticket = pool.enqueue(
+            call.ask,
+            lambda upstream: _settle(waiting, upstream),
+            lambda why: _settle(waiting, _refusal_for(call, pool.waiting, why)),
+            began,
+            tuple(trail.tried),
+        )
+        try:
+            return await waiting
+        except BaseException:
+            if not pool.cancel(ticket) and ticket.upstream is not None:
+                pool.give_back(ticket.upstream, call.ask, _UNUSED, self._loop.time())
+            raise
+        finally:
+            call.queued_s += self._loop.time() - began
+
+    async def _cold(self, call: Call, destination: Destination, send: Send) -> None:
+        """Until a deployment without replicas has one. Raises ``Refusal`` when there is nothing to wait for."""
+        name = destination.target.deployment
+        deployment = self._known(name) if name is not None else None
+        if deployment is None:
+            raise refusals.not_there(call.model, f"its target '{destination.label}' does not exist")
+        waiting: asyncio.Future[None] = self._loop.create_future()
+        waiter = self._cold_hold.wait(
+            deployment,
+            self._loop.time(),
+            lambda: _settle(waiting, None),
+            lambda why: _settle(waiting, why),
+            self._commenter(call, send) if call.stream else None,
+        )
+        try:
+            await waiting
+        finally:
+            waiter.cancel()
+            await self._comments(call)
+
+    def _commenter(self, call: Call, send: Send) -> Callable[[bytes], None]:
+        """Sends signs of life, one after the other, to a client that waits for a stream."""
+
+        async def tell(comment: bytes, before: "asyncio.Task[None] | None") -> None:
+            if before is not None:
+                await before
+            await call.open(send, 200, [(b"content-type", b"text/event-stream")])
+            await send({"type": "http.response.body", "body": comment, "more_body": True})
+
+        def comment(text: bytes) -> None:
+            call.commenting = self._loop.create_task(tell(text, call.commenting))
+
+        return comment
+
+    @staticmethod
+    async def _comments(call: Call) -> None:
+        """Until those are sent that were begun: nothing else may come between them."""
+        if call.commenting is not None:
+            await asyncio.wait({call.commenting})
+
+    # --- after a failure ---
+
+    async def _prepare_retry(
+        self, call: Call, destination: Destination, trail: Trail, exchange: Exchange, failure: UpstreamError
+    ) -> None:
         """Returns when the call may be tried again; raises the refusal when not."""
-        refusal = self._refusal_after(call, exchange, failure)
-        if not call.route.others(call.tried) and call.hung_up in call.tried:
-            call.tried.remove(call.hung_up)
-            call.hung_up = None
-        if not call.route.others(call.tried):
+        pool = destination.pool
+        refusal = self._refusal_after(call, destination, trail, exchange, failure)
+        if not pool.others(trail.tried) and trail.hung_up in trail.tried:
+            trail.tried.remove(trail.hung_up)
+            trail.hung_up = None
+        if not pool.others(trail.tried):
             await self._look_again()  # an engine that took its place may be known to all but us
-        if call.route.others(call.tried):
+        if pool.others(trail.tried):
             # Those who withdrew an engine have said that it is at fault, and not the load.
-            allowed = isinstance(failure, Withdrawn) or self._may_retry(call.route)
+            allowed = isinstance(failure, Withdrawn) or pool.may_retry(self._loop.time())
         else:
-            allowed = await self._returned(call)
+            exchange.settle()  # nothing is booked while it waits
+            allowed = await self._returned(destination, trail)
         if not allowed:
             raise refusal from failure
+        call.resent += 1
         self._metrics.retried(call.model)
 
-    def _refusal_after(self, call: Call, exchange: "_Exchange", failure: UpstreamError) -> refusals.Refusal:
+    def _refusal_after(
+        self, call: Call, destination: Destination, trail: Trail, exchange: Exchange, failure: UpstreamError
+    ) -> Refusal:
         """Note whom not to ask again; what the client is told if nobody else can be asked. Raises it if none may be."""
+        upstream = exchange.upstream
         refusal = refusals.engine_failed(call.model, str(failure))
         match failure:
             case ConnectFailed():
-                call.tried.append(exchange.upstream)
+                trail.tried.append(upstream)
                 if not isinstance(failure, NotLetIn):
                     refusal = refusals.unreachable(call.model)
-                    if exchange.upstream.may_return:
-                        call.away.append(exchange.upstream)
+                    if upstream.may_return:
+                        trail.away.append(upstream)
+            case Busy():
+                trail.tried.append(upstream)
             case TimedOut():
                 raise refusals.engine_too_slow(call.model) from failure
-            case Withdrawn() if call.moved < _MOVES:
-                call.moved += 1
-                call.tried.append(exchange.upstream)
+            case Withdrawn() if trail.moved < _MOVES:
+                trail.moved += 1
+                trail.tried.append(upstream)
                 if isinstance(failure, HostEnds):
-                    call.away.append(exchange.upstream)
-            case Died(heard=False) if not call.resent:
+                    trail.away.append(upstream)
+            case Died(heard=False) if not trail.resent:
                 # Sent once more and no further: it may be this request that kills engines.
-                call.resent = True
-                self._leave(call, exchange, tired=exchange.reused or isinstance(failure, HungUp))
+                trail.resent = True
+                self._leave(destination, trail, upstream, tired=exchange.reused or isinstance(failure, HungUp))
             case _:
                 raise refusal from failure
         return refusal
 
-    async def _returned(self, call: Call) -> bool:
+    async def _returned(self, destination: Destination, trail: Trail) -> bool:
         """Wait a moment for a host to come back; whether those that were away may be asked once more."""
-        now, options, route = self._loop.time(), self._options, call.route
-        if call.patient_until is None:
-            call.patient_until = now + options.return_patience
-        if not call.away or now >= call.patient_until or route.waiting >= options.waiting_at_most:
+        now, options, pool = self._loop.time(), self._options, destination.pool
+        if trail.patient_until is None:
+            trail.patient_until = now + options.return_patience
+        if not trail.away or now >= trail.patient_until or destination.patient >= options.waiting_at_most:
             return False
-        route.waiting += 1
+        destination.patient += 1
         try:
             await asyncio.sleep(options.return_interval)
             await self._look_again()
         finally:
-            route.waiting -= 1
-        call.tried = [upstream for upstream in call.tried if upstream not in call.away]
-        call.away.clear()
-        return route.others(call.tried)
+            destination.patient -= 1
+        trail.tried = [upstream for upstream in trail.tried if upstream not in trail.away]
+        trail.away.clear()
+        return pool.others(trail.tried)
 
     @staticmethod
-    def _leave(call: Call, exchange: "_Exchange", *, tired: bool) -> None:
+    def _leave(destination: Destination, trail: Trail, upstream: Upstream, *, tired: bool) -> None:
         """Stay away from an engine that hung up, unless it may just have been ``tired`` of an idle connection."""
-        upstream = exchange.upstream
         if tired:
             upstream.close_idle()  # they are as old
-            call.hung_up = upstream
-        if not tired or call.route.others([*call.tried, upstream]):
-            call.tried.append(upstream)
+            trail.hung_up = upstream
+        if not tired or destination.pool.others([*trail.tried, upstream]):
+            trail.tried.append(upstream)
 
-    def _may_retry(self, route: Route) -> bool:
-        return route.budget.take(self._loop.time(), route.in_flight)
+    # --- the answer ---
 
-    async def _pass_on(self, call: Call, exchange: "_Exchange", connection: Connection, send: Send) -> int:
-        status = connection.status
+    async def _pass_on(self, call: Call, exchange: Exchange, connection: Connection, trail: Trail, send: Send) -> int:
         begun = b""
-        if status in _MAY_BE_THE_CLIENTS and not connection.event_stream:
-            begun = await self._judge(exchange, connection, status)
-        if status >= 500:
-            exchange.blame()
-        await send({"type": "http.response.start", "status": status, "headers": connection.headers})
+        if connection.status >= 400 and not connection.event_stream:
+            begun = await self._look_at(call, exchange, connection, trail)
+        answer = exchange.answer
+        status, headers = answer.head(connection.status, connection.headers, event_stream=connection.event_stream)
+        if answer.whole:
+            return await self._pass_whole(exchange, connection, send, (status, headers), begun)
+        if call.opened and not connection.event_stream:
+            raise refusals.engine_failed(call.model, f"answered {status}")  # an event of the stream that was begun
+        await call.open(send, status, headers)
         try:
-            if begun:
-                await self._finish(exchange, connection, send, begun)
-                return status
-            if connection.event_stream:
-                await self._pass_events(call, exchange, connection, send)
-            else:
-                await self._pass_bytes(exchange, connection, send)
+            await self._pass_pieces(call, exchange, connection, send, begun)
         except UpstreamError as failure:
             exchange.blame()
             _log.warning("an answer of %s broke off: the engine %s", exchange.upstream.instance_id, failure)
-            if connection.event_stream:
-                event = error_event(f"The engine of the model '{call.model}' {failure}.", "engine_failed")
+            event = answer.broken(f"The engine of the model '{call.model}' {failure}.")
+            if event:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
-            return _BROKEN_OFF
+            return BROKEN_OFF
         return status
 
-    @staticmethod
-    async def _judge(exchange: "_Exchange", connection: Connection, status: int) -> bytes:
-        """The beginning of an error that is the engine's own. Raises ``Refusal`` when the request is at fault."""
-        body = b""
-        try:
-            while not connection.ended and len(body) < _JUDGED_BYTES:
-                body += await connection.read()
-        except UpstreamError:
-            exchange.blame()
-            raise
-        if (message := clients_fault(status, body)) is not None:
-            raise refusals.refused_by_engine(message)
-        return body
-
-    async def _finish(self, exchange: "_Exchange", connection: Connection, send: Send, begun: bytes) -> None:
-        ended = connection.ended
-        if ended:
-            exchange.settle()
-        await send({"type": "http.response.body", "body": begun, "more_body": not ended})
-        if not ended:
-            await self._pass_bytes(exchange, connection, send)
-
-    async def _pass_bytes(self, exchange: "_Exchange", connection: Connection, send: Send) -> None:
-        more = True
-        while more:
-            data = await connection.read()
-            more = not connection.ended
-            if not more:
-                exchange.settle()
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-
-    async def _pass_events(self, call: Call, exchange: "_Exchange", connection: Connection, send: Send) -> None:
-        events = EventStream()
+    async def _pass_pieces(
+        self, call: Call, exchange: Exchange, connection: Connection, send: Send, begun: bytes
+    ) -> None:
+        answer = exchange.answer
         more = first = True
         while more:
-            data = events.feed(await connection.read())
+            data = answer.feed(begun or await connection.read())
+            begun = b""
             more = not connection.ended
-            if first and data:
-                first = False
-                self._metrics.first_token(call.model, self._loop.time() - call.started)
             if not more:
-                data += events.rest()
+                data += answer.end()
                 exchange.settle()
+            if first and data and connection.event_stream:
+                first = False
+                call.first_at = self._loop.time()
+                self._metrics.first_token(call.model, call.first_at - call.started)
+            elif data and connection.event_stream:
+                exchange.note_gap(self._metrics)
             if data or not more:
                 await send({"type": "http.response.body", "body": data, "more_body": more})
 
+    async def _pass_whole(
+        self, exchange: Exchange, connection: Connection, send: Send, head: tuple[int, Headers], begun: bytes
+    ) -> int:
+        """A short answer, said in another protocol: its length is known at its end."""
+        answer, call = exchange.answer, exchange.call
+        status, headers = head
+        parts = [answer.feed(begun)] if begun else []
+        size = 0
+        while not connection.ended:
+            data = await connection.read()  # an UpstreamError is one before the first byte
+            size += len(data)
+            if size > _WHOLE_AT_MOST:
+                connection.abort()
+                raise refusals.engine_failed(call.model, "answered with more than can be converted")
+            parts.append(answer.feed(data))
+        body = b"".join(parts) + answer.end()
+        exchange.settle()
+        await call.open(send, status, [*headers, (b"content-length", b"%d" % len(body))])
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        return status
 
-class _Exchange:
-    """One attempt at one engine, counted as in flight until ``settle``, which may be called again."""
-
-    __slots__ = ("_blamed", "_connection", "_settled", "upstream")
-
-    def __init__(self, upstream: Upstream) -> None:
-        self.upstream = upstream
-        self._connection: Connection | None = None
-        self._settled = self._blamed = False
-        upstream.in_flight += 1
-
-    @property
-    def reused(self) -> bool:
-        return self._connection is not None and self._connection.reused
-
-    async def ask(self, call: Call) -> Connection:
-        """Send the request; returns when the engine has begun to answer. Raises ``UpstreamError``."""
-        upstream = self.upstream
+    async def _look_at(self, call: Call, exchange: Exchange, connection: Connection, trail: Trail) -> bytes:
+        """The beginning of an error that is passed on. Raises what is done instead."""
+        destination = exchange.destination
+        if connection.status in _BUSY and destination.pool.others([*trail.tried, exchange.upstream]):
+            _note_busy(exchange, connection)
+            connection.abort()
+            raise Busy(connection.status)
         try:
-            # A second time over a new connection: an old one might end without a word as well.
-            connection = self._connection = await (upstream.connect() if call.resent else upstream.acquire())
-            body = call.body
-            head = b"%bcontent-length: %d\r\n%b%b\r\n" % (
-                upstream.request_head(call.path),
-                len(body),
-                call.forwarded,
-                _OVER_A_NEW_ONE if call.resent and upstream.may_return else b"",
-            )
-            connection.begin(head, body, call.abandon)
-            try:
-                await connection.head()
-            except Died as failure:
-                if upstream.may_return and not failure.heard:
-                    raise HungUp from failure  # the host did, and has said nothing about the engine
-                raise
-            upstream.check(connection)
-        except Withdrawn:
-            raise
+            return await look_at_error(call, exchange, connection, elsewhere=self._elsewhere(call))
         except UpstreamError:
-            upstream.failures += 1
+            exchange.blame()
             raise
-        upstream.latency[bucket(connection.waited)] += 1
-        return connection
 
-    def blame(self) -> None:
-        """The answer that was begun is a failure of the engine's. Counts once."""
-        if not self._blamed:
-            self._blamed = True
-            self.upstream.broken += 1
+    @staticmethod
+    def _elsewhere(call: Call) -> bool:
+        """Whether somebody else could be asked after an error of this engine."""
+        route = call.route
+        return len(route.destinations) > 1 or bool(route.spec.fallbacks.general)
 
-    def settle(self) -> None:
-        if self._settled:
-            return
-        self._settled = True
-        self.upstream.in_flight -= 1
-        if self._connection is not None:
-            self.upstream.release(self._connection)
+
+def _settle(waiting: "asyncio.Future[T]", result: T | Refusal) -> None:
+    if waiting.done():
+        return
+    if isinstance(result, Refusal):
+        waiting.set_exception(result)
+    else:
+        waiting.set_result(result)
+
+
+def _refusal_for(call: Call, waiting: int, why: Refused) -> Refusal:
+    if why.reason == "too_long":
+        return refusals.waited_too_long(call.model, call.route.spec.queue.max_wait_s, after=why.retry_after_s)
+    return refusals.too_many_waiting(call.model, waiting, after=why.retry_after_s)
+
+
+def _note_busy(exchange: Exchange, connection: Connection) -> None:
+    if connection.status == _BAD_GATEWAY:
+        exchange.blame()
+        return
+    after = next((value for name, value in connection.headers if name == b"retry-after"), b"")
+    exchange.overloaded(min(float(after), _LONGEST_REST_S) if after.isdigit() else 0.0)

@@ -1,63 +1,72 @@
-"""Where the requests of one deployment go: which engine is next, and whether one may be asked again."""
+"""A public name at run time: its targets, and which one is next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from api.gateway.upstream import Upstream
-from fleet.policy.least_load import least_loaded
-from fleet.policy.retry_budget import RetryBudget
+from api.gateway.destination import Destination
+from api.gateway.refusals import Reason
 from fleet.policy.split import Split
+from fleet.routes import RouteSpec
 
 
 class Route:
-    """Lives as long as the table names the deployment or a request is on its way; ``update`` takes over a new table.
+    """Lives as long as the table names it or a request is on its way; ``update`` takes over a new table.
 
     A request keeps its route, so that a retry finds the engines that there are by then.
     """
 
-    __slots__ = ("_plain", "_split", "_traffic", "_turn", "_turns", "budget", "in_flight", "upstreams", "waiting")
+    __slots__ = ("_only", "_split", "destinations", "name", "spec")
 
-    def __init__(self) -> None:
-        self.upstreams: tuple[Upstream, ...] = ()
-        """Those that take new requests; suspect ones too."""
-        self.budget = RetryBudget()
-        self.in_flight = 0
-        """Requests on their way, wherever they are."""
-        self.waiting = 0
-        """Of these, those that wait for a host to come back."""
-        self._traffic: Mapping[int, int] = {}
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.spec: RouteSpec
+        self.destinations: tuple[Destination, ...] = ()
         self._split = Split({})
-        self._plain = True
-        self._turn = 0
-        self._turns: dict[int, int] = {}
-        """Of each launch, while requests are split: their rhythm must not favour one of its replicas."""
+        self._only: Destination | None = None
 
-    def update(self, upstreams: Sequence[Upstream], traffic: Mapping[int, int]) -> None:
-        """``traffic``: weights by launch; empty: all alike."""
-        self.upstreams = tuple(upstreams)
-        if traffic != self._traffic:  # else the shares go on where they are
-            self._traffic = traffic
-            self._split = Split(traffic)
-            self._turns = {}
-        self._plain = not traffic and not any(u.suspect for u in upstreams)
+    def update(self, spec: RouteSpec, destinations: Sequence[Destination]) -> None:
+        weights = {n: d.target.weight for n, d in enumerate(destinations)}
+        if [d.target.weight for d in self.destinations] != list(weights.values()):  # else shares go on where they are
+            self._split = Split(weights)
+        self.spec = spec
+        self.destinations = tuple(destinations)
+        self._only = destinations[0] if len(destinations) == 1 else None
 
-    def choose(self, tried: Sequence[Upstream], now: float) -> Upstream:
-        """The one to ask next, which is none of ``tried``: at least one other must be there."""
-        upstreams: Sequence[Upstream] = self.upstreams
-        if len(upstreams) == 1:
-            return upstreams[0]
-        left = [u for u in upstreams if u not in tried] if tried else upstreams
-        candidates = [u for u in left if u.avoided_until <= now] or left
-        if not tried:
-            self._turn += 1  # not for retries: with two replicas, one of them dead, it would always be first
-        turn = self._turn
-        if not self._plain:
-            candidates = self._split.narrow(candidates)
-            launch = candidates[0].launch
-            turn = self._turns[launch] = self._turns.get(launch, 0) + 1
-        chosen = least_loaded(candidates, turn)
-        chosen.note_trial()
-        return chosen
+    @property
+    def serves(self) -> bool:
+        """Whether any target has a replica."""
+        return any(d.pool.upstreams for d in self.destinations)
 
-    def others(self, tried: Sequence[Upstream]) -> bool:
-        """Whether there is one that is none of ``tried``."""
-        return any(u not in tried for u in self.upstreams)
+    def choose(self, tried: Sequence[Destination] = ()) -> Destination | None:
+        """The next target to be asked; None: all were. Those with replicas come first, then those with weight."""
+        if self._only is not None:
+            return None if tried else self._only
+        left = [(n, d) for n, d in enumerate(self.destinations) if d not in tried]
+        if not left:
+            return None
+        serving = [(n, d) for n, d in left if d.pool.upstreams] or left
+        chosen = self._split.narrow([_Share(n) for n, _ in serving])[0].launch
+        return self.destinations[chosen]
+
+    def fallbacks(self, reason: Reason) -> Iterable[str]:
+        fallbacks = self.spec.fallbacks
+        match reason:
+            case "context_window":
+                return fallbacks.context_window
+            case "content_policy":
+                return fallbacks.content_policy
+            case _:
+                return fallbacks.general
+
+
+class _Share:
+    """A target as ``Split`` sees it."""
+
+    __slots__ = ("launch",)
+    suspect = False
+
+    def __init__(self, launch: int) -> None:
+        self.launch = launch
+
+
+Routes = Callable[[str], Route | None]
+"""By public name, for fallbacks."""

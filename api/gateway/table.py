@@ -93,6 +93,8 @@ class Endpoint:
     """``vllm``, ``sglang``, ``llama_cpp`` or ``custom``."""
     adapters: tuple[str, ...] = ()
     """Its LoRA adapters: the position is by which llama.cpp knows one, all others know them by name."""
+    provider: KnownProvider | None = None
+    """It is none of ours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Container, Iterable, Iterator
 
 from api.gateway.options import Options
+from api.gateway.standing import Standing
 from api.gateway.table import Endpoint, EngineKey
 from api.gateway.way import Way, failure_behind, way_to
 from fleet.access.visitor import Visitor
 from fleet.db.traffic import Sums
 from fleet.http.connection import ConnectFailed, Connection, Withdrawn
+from fleet.policy import engine_load
 from fleet.policy.latency import BUCKETS
+from fleet.policy.replica import EngineLoad
 
 _REMEMBERED = 4096
 """Sums of engines that are gone."""
@@ -27,17 +30,25 @@ class Upstream:
         "_visitor",
         "_way",
         "_where",
+        "adapters",
         "avoided_until",
         "broken",
         "capacity",
         "deployment",
+        "engine",
         "failures",
         "fence",
         "in_flight",
         "instance_id",
         "latency",
         "launch",
+        "load",
+        "prefill_rate",
+        "revision",
+        "speed",
+        "standing",
         "suspect",
+        "tokens",
         "withdrawn",
     )
 
@@ -57,6 +68,15 @@ class Upstream:
         self.fence = endpoint.fence
         self.deployment = endpoint.deployment
         self.launch = endpoint.launch
+        self.revision = endpoint.revision
+        self.engine = endpoint.engine
+        self.adapters = endpoint.adapters
+        self.tokens = 0
+        """Booked by the requests that are in it (``fleet.policy.replica``)."""
+        self.speed = 1.0
+        self.prefill_rate = 0.0
+        self.load: EngineLoad | None = None
+        self.standing = Standing()
         self.withdrawn = False
         """The table does not know it any more, not even as draining: the engine is gone, or lost with its host."""
         self.latency = list(before.latency) if before else [0] * BUCKETS
@@ -73,7 +93,7 @@ class Upstream:
         """Take over what the table says now. Requests that are in it stay in it."""
         self.capacity = endpoint.capacity
         self.suspect = endpoint.suspect
-        where = (endpoint.host,) if endpoint.host is not None else (endpoint.url,)
+        where = (endpoint.host, endpoint.provider, None if endpoint.host or endpoint.provider else endpoint.url)
         if where == self._where:
             return
         self._where = where
@@ -81,9 +101,9 @@ class Upstream:
         self._note_reached()
         self.close_idle()
 
-    def request_head(self, path: str) -> bytes:
-        """Start of every request to ``path``; the length and an empty line are still to come."""
-        return self._way.head(path)
+    def request_head(self, method: str, path: str) -> bytes:
+        """Start of every such request; what is about the body and an empty line are still to come."""
+        return self._way.head(method, path)
 
     @property
     def may_return(self) -> bool:
@@ -95,26 +115,43 @@ class Upstream:
         if not self._way.proxied:
             return
         if not connection.refused:
-            self._note_reached()
+            if self._failures:
+                self._note_reached()
             return
         failure = failure_behind(connection.refused)
         if isinstance(failure, ConnectFailed):
             self._note_unreachable()
         raise failure
 
+    def said(self, connection: Connection) -> EngineLoad | None:
+        """What the host's proxy said of its load with this answer."""
+        if not (connection.load and self._way.proxied):
+            return None
+        return engine_load.parse(connection.load, self._loop.time(), self.in_flight)
+
+    def limit(self, connection: Connection, first_byte_s: float | None, between_bytes_s: float | None) -> None:
+        """Other timeouts than those that are usual; None: these."""
+        options = self._options
+        connection.limit(first_byte_s or options.first_byte_timeout, between_bytes_s or options.idle_timeout)
+
     async def acquire(self) -> Connection:
         """An open connection. Raises ``ConnectFailed`` or ``Withdrawn``."""
+        return self.idle() or await self.connect()
+
+    def idle(self) -> Connection | None:
+        """A connection that was used before."""
         now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed and connection.deadline > now:
                 return connection
             connection.abort()
-        return await self.connect()
+        return None
 
     def release(self, connection: Connection) -> None:
         """Keep the connection for the next request, or close it when its exchange did not come to its end."""
         if connection.reusable:
+            connection.limit(self._options.first_byte_timeout, self._options.idle_timeout)
             connection.rest(self._loop.time() + self._way.keep_idle)
             self._idle.append(connection)
         else:
@@ -216,7 +253,8 @@ class Upstreams:
         return iter(list(self._all.values()))
 
     def adopt(self, endpoints: Iterable[Endpoint], draining: frozenset[EngineKey]) -> dict[str, list[Upstream]]:
-        """By deployment, the upstreams of ``endpoints``. What is neither among them nor ``draining`` is gone."""
+        """By deployment, or ``provider:<name>``, the upstreams of ``endpoints``. What is neither among them nor
+        ``draining`` is gone."""
         routes: dict[str, list[Upstream]] = {}
         named = set()
         for endpoint in endpoints:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from api.gateway.known_routes import KnownProvider
 from api.gateway.options import Options
 from api.gateway.table import Endpoint, Host
 from fleet.access.authority import name_of_host
@@ -13,9 +14,12 @@ from fleet.http.connection import BadReply, ConnectFailed, Connection, Died, Ups
 from fleet.http.dial import Tunnel, connect, connect_through
 from fleet.http.door import Reason
 
+_ANTHROPIC_VERSION = "2023-06-01"
 _SAME_TICKET_S = 5.0
 """For so long, heads of requests are used again as they are."""
-_BODY = "content-type: application/json\r\naccept-encoding: identity\r\n"
+_IDENTITY = "accept-encoding: identity\r\n"
+_STARTS_KEPT = 256
+"""Of heads; paths of the generic proxy are without number."""
 
 
 class NotLetIn(ConnectFailed):
@@ -42,8 +46,9 @@ class Way(Protocol):
     proxied: bool
     """An open connection says nothing of the engine, and an answer may be the proxy's."""
 
-    def head(self, path: str) -> bytes:
-        """Start of a request to ``path``; the length and an empty line are still to come."""
+    def head(self, method: str, path: str) -> bytes:
+        """Start of a request to ``path`` (with its query), below the engine's base: ``/v1/…``. What is about the body
+        and an empty line are still to come."""
         ...
 
     async def connect(self, make: Callable[[], Connection], timeout: float) -> Connection:
@@ -52,6 +57,8 @@ class Way(Protocol):
 
 
 def way_to(endpoint: Endpoint, options: Options, visitor: Visitor | None) -> Way:
+    if endpoint.provider is not None:
+        return ToProvider(endpoint.provider, options)
     if endpoint.host is None:
         return Straight(endpoint.url, options)
     return ThroughHost(endpoint.host, endpoint.instance_id, endpoint.fence, options, visitor)
@@ -68,17 +75,42 @@ class Straight:
         self._port = parts.port or (443 if self._tls else 80)
         self._path = parts.path.rstrip("/")
         self._name = parts.netloc.rpartition("@")[2]
-        self._heads: dict[str, bytes] = {}
+        self._heads: dict[tuple[str, str], bytes] = {}
 
-    def head(self, path: str) -> bytes:
-        head = self._heads.get(path)
+    def head(self, method: str, path: str) -> bytes:
+        head = self._heads.get((method, path))
         if head is None:
-            text = f"POST {self._path}{path} HTTP/1.1\r\nhost: {self._name}\r\n{_BODY}"
-            head = self._heads[path] = text.encode()
+            if len(self._heads) >= _STARTS_KEPT:
+                self._heads.clear()
+            head = self._heads[method, path] = self._new_head(method, path)
         return head
+
+    def _new_head(self, method: str, path: str) -> bytes:
+        return f"{method} {self._path}{path} HTTP/1.1\r\nhost: {self._name}\r\n{_IDENTITY}".encode()
 
     async def connect(self, make: Callable[[], Connection], timeout: float) -> Connection:
         return await connect(make, self._host, self._port, tls=self._tls or None, timeout=timeout)
+
+
+class ToProvider(Straight):
+    """Somebody else's API, with our key for it."""
+
+    def __init__(self, provider: KnownProvider, options: Options) -> None:
+        super().__init__(provider.base_url, options)
+        lines = dict(provider.headers)
+        if provider.kind == "anthropic":
+            lines.setdefault("anthropic-version", _ANTHROPIC_VERSION)
+        if provider.api_key and provider.kind == "anthropic":
+            lines["x-api-key"] = provider.api_key
+        elif provider.api_key:
+            lines["authorization"] = f"Bearer {provider.api_key}"
+        self._lines = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+
+    def _new_head(self, method: str, path: str) -> bytes:
+        # Its base already has the version.
+        path = path.removeprefix("/v1")
+        lines = f"{_IDENTITY}{self._lines}"
+        return f"{method} {self._path}{path} HTTP/1.1\r\nhost: {self._name}\r\n{lines}".encode("latin-1", "replace")
 
 
 class ThroughHost:
@@ -95,17 +127,17 @@ class ThroughHost:
         self._fence = fence
         self._visitor = visitor
         self._name = name_of_host(host.id)
-        self._heads: dict[str, bytes] = {}
+        self._heads: dict[tuple[str, str], bytes] = {}
         self._until = 0.0
 
-    def head(self, path: str) -> bytes:
+    def head(self, method: str, path: str) -> bytes:
         now = self._loop.time()
-        if now >= self._until:
+        if now >= self._until or len(self._heads) >= _STARTS_KEPT:
             self._heads.clear()
             self._until = now + _SAME_TICKET_S
-        head = self._heads.get(path)
+        head = self._heads.get((method, path))
         if head is None:
-            head = self._heads[path] = self._new_head(path)
+            head = self._heads[method, path] = self._new_head(method, path)
         return head
 
     async def connect(self, make: Callable[[], Connection], timeout: float) -> Connection:
@@ -119,11 +151,11 @@ class ThroughHost:
         tunnel = Tunnel((parts.hostname, parts.port or 80), host.id, self._known_visitor().tunnel(host.id))
         return await connect_through(make, tunnel, tls=tls, server_name=self._name, timeout=timeout)
 
-    def _new_head(self, path: str) -> bytes:
+    def _new_head(self, method: str, path: str) -> bytes:
         ticket = self._known_visitor().engine(self._host.id, self._instance_id, self._fence)
         return (
-            f"POST /engines/{self._instance_id}{path} HTTP/1.1\r\nhost: {self._name}\r\n"
-            f"authorization: Bearer {ticket}\r\n{_BODY}"
+            f"{method} /engines/{self._instance_id}{path} HTTP/1.1\r\nhost: {self._name}\r\n"
+            f"authorization: Bearer {ticket}\r\n{_IDENTITY}"
         ).encode()
 
     def _known_visitor(self) -> Visitor:

@@ -92,6 +92,7 @@ class Connection(asyncio.Protocol):
         "_hold",
         "_idle_timeout",
         "_keep_alive",
+        "_listener",
         "_loop",
         "_on_stall",
         "_parser",
@@ -151,6 +152,7 @@ class Connection(asyncio.Protocol):
         self._idle_timeout = idle_timeout
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
+        self._listener: Callable[[], None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._paused = False
         self._spoiled = False
@@ -196,6 +198,32 @@ class Connection(asyncio.Protocol):
         """That was all of the request."""
         self._sending = False
 
+    def limit(self, first_byte_timeout: float, idle_timeout: float) -> None:
+        """Other timeouts for the exchanges to come, in seconds."""
+        self._first_byte_timeout = first_byte_timeout
+        self._idle_timeout = idle_timeout
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Be called, from the event loop, whenever ``progress`` or ``take`` may have something new; instead of
+        ``head`` and ``read``, until None is set or the connection rests."""
+        self._listener = listener
+
+    def progress(self) -> bool:
+        """Whether ``status`` and ``headers`` are known and the body may follow. Raises ``UpstreamError``."""
+        if self._complete or (self._headed and not self._hold):
+            return True
+        if self._error is not None:
+            raise self._error
+        return False
+
+    def take(self) -> bytes:
+        """What there is of the body now. Raises ``UpstreamError`` after the last of it, when the reply broke off."""
+        if self._chunks:
+            return self._take()
+        if self._error is not None and not self._complete:
+            raise self._error
+        return b""
+
     async def head(self) -> None:
         """Until ``status`` and ``headers`` are known and the body may follow. Raises ``UpstreamError``."""
         while not self._complete and (not self._headed or self._hold):
@@ -238,6 +266,7 @@ class Connection(asyncio.Protocol):
     def rest(self, until: float) -> None:
         """Wait, open, for the next exchange; ``expire`` is due at ``until``."""
         self._chunks.clear()
+        self._listener = None
         self.idle = True
         self.deadline = until
 
@@ -402,6 +431,9 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def _wake(self) -> None:
+        if self._listener is not None:
+            self._listener()
+            return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

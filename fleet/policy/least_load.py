@@ -77,10 +77,10 @@ class LeastLoad:
             tokens: float = replica.tokens
             requests = replica.in_flight
             load = replica.load
-            if load is not None and load.at > stale and load.in_flight > requests:
-                each = tokens / requests if requests else ask.tokens
-                tokens += each * (load.in_flight - requests)
-                requests = load.in_flight
+            if load is not None and load.at > stale and load.in_flight > load.ours:
+                others = load.in_flight - load.ours
+                tokens += others * (tokens / requests if requests else ask.tokens)
+                requests += others
             score = tokens / room
             if score > lowest:
                 continue

@@ -16,6 +16,8 @@ class EngineLoad:
     """Of these, those that it has not begun."""
     kv_used: float = 0.0
     """Share of its KV cache; 0 to 1."""
+    ours: int = 0
+    """Of ``in_flight``, those of the gateway that heard it; the others are of other gateways."""
 
 
 class Replica(Protocol):

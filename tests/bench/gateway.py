@@ -84,7 +84,7 @@ def _database(folder: Path, engine: str) -> str:
     database = new_database(f"sqlite:///{folder / 'db'}")
     world = World(database)
     world.add_key(KEY)
-    world.serve("m", engine, capacity=CLIENTS)
+    world.serve("m", engine, capacity=4 * STREAMS)
     database.close()
     return str(database.url)
 

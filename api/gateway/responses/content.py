@@ -77,8 +77,8 @@ def _file(part: Document, param: str) -> str:
     if part.get("file_data") is None:
         missing(f"{param}.file_data", "Send the text of the file as a data URL, or in base64.")
     content_of = _decoded(text(part["file_data"], f"{param}.file_data"), f"{param}.file_data")
-    name = part.get("filename")
-    return f"{name}:\n{content_of}" if isinstance(name, str) and name else content_of
+    filename = part.get("filename")
+    return f"{filename}:\n{content_of}" if isinstance(filename, str) and filename else content_of
 
 
 def _decoded(data: str, param: str) -> str:

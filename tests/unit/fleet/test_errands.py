@@ -35,7 +35,11 @@ def test_even_a_reader_of_any_host_takes_only_those_for_gateways() -> None:
     assert visitor_of(SIGNER.sign(Ticket("h1", Scope.GATEWAY, "key-1")), anybody) is None
 
 
-@pytest.mark.parametrize("token", ["", "eyJ", "eyJhbGciOiJub25lIn0.e30.", "x.y.z", new_secret("key")])
+@pytest.mark.parametrize(
+    "token",
+    ["", "eyJ", "eyJhbGciOiJub25lIn0.e30.", "x.y.z", new_secret("key")],
+    ids=["nothing", "begins", "unsigned", "dots", "key"],
+)
 def test_api_keys_and_nonsense_are_no_tickets(token: str) -> None:
     assert read(token) is None
 

@@ -10,15 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 import uvloop
 from sqlmodel import SQLModel
 
 from api.gateway.app import Gateway
+from api.gateway.quick import quick_http
 from api.gateway.standalone import standalone
 from fleet.db.session import Database
 from fleet.db.tables import RegistryRow
@@ -64,10 +67,11 @@ def stop_when_input_ends() -> None:
 
 
 def _main() -> None:
-    gateway = Gateway(Database(sys.argv[1]))
+    folder = tempfile.mkdtemp(prefix="holdfast-usage-")
+    gateway = Gateway(Database(sys.argv[1]), usage_folder=Path(folder))
     config = uvicorn.Config(
         standalone(gateway),
-        http="httptools",
+        http=quick_http(gateway),
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -406,7 +406,7 @@ async def test_requests_wait_for_a_host_whose_process_is_replaced(
             port = door.port
         later = [client.start_chat(n=n) for n in range(3, 6)]
         go_on.set()
-        await until(lambda: gateway._routes["m"].waiting >= 3)
+        await until(lambda: gateway._routing.get("m").destinations[0].patient >= 3)
         async with host_door("h-1", tmp_path / "b", port=port) as door:
             door.runs(INSTANCE, engine.url)
             assert [(await call.result()).json["n"] for call in (*begun, *later)] == list(range(6))
@@ -436,10 +436,13 @@ async def test_a_client_that_leaves_while_it_waits_for_a_host_is_forgotten(
     world.add_endpoint("m", "https://x", instance=INSTANCE, host="h-1")
     await gateway.refresh()
     call = Client(gateway, KEY).start_chat()
-    await until(lambda: gateway._routes["m"].waiting == 1)
+    await until(lambda: gateway._routing.get("m").destinations[0].patient == 1)
     call.leave()
     await call.result(within=1.0)
-    assert (gateway._routes["m"].waiting, gateway._routes["m"].in_flight) == (0, 0)
+    assert (
+        gateway._routing.get("m").destinations[0].patient,
+        gateway._routing.get("m").destinations[0].pool.in_flight,
+    ) == (0, 0)
 
 
 # -- tunnels -------------------------------------------------------------------------------------------------------

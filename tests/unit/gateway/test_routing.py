@@ -115,7 +115,7 @@ async def test_a_launch_that_cannot_serve_passes_its_requests_on(world: World, g
         assert await requests(gateway, 20) == {200: 20}
 
 
-@pytest.mark.parametrize("concurrent", [20, 100])
+@pytest.mark.parametrize("concurrent", [10, 30])  # an engine that has not said how many gets no more than 32
 @pytest.mark.parametrize("pooled", [False, True])
 async def test_no_request_fails_when_one_of_two_engines_dies(
     world: World, gateway: Gateway, concurrent: int, pooled: bool

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from api.gateway.app import Gateway
+from api.gateway.quick import quick_http
 from api.gateway.standalone import standalone
 from tests.unit.gateway.conftest import FAST
 from tests.unit.gateway.engines import Exchange, RawEngine, echo, raw_engine, silent, stands_still, until
@@ -26,7 +27,7 @@ async def server(world: World) -> AsyncIterator[tuple[str, Gateway]]:
     gateway = Gateway(world.database, options=FAST)
     config = uvicorn.Config(
         standalone(gateway),
-        http="httptools",
+        http=quick_http(gateway),
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=1,
@@ -88,10 +89,10 @@ async def test_many_clients_that_leave_leave_nothing_behind(world: World, server
     base, gateway = server
     async with raw_engine(silent) as engine:
         await serve(world, gateway, engine)
-        pairs = [await asyncio.open_connection("127.0.0.1", httpx.URL(base).port) for _ in range(50)]
+        pairs = [await asyncio.open_connection("127.0.0.1", httpx.URL(base).port) for _ in range(30)]
         for _, writer in pairs:
             writer.write(request("/v1/completions", b'{"model":"m"}'))
-        await until(lambda: len(engine.requests) == 50)
+        await until(lambda: len(engine.requests) == 30)
         for _, writer in pairs:
             writer.transport.abort()
         await until(lambda: engine.open_connections == 0 and in_flight(gateway) == 0)
