@@ -18,6 +18,7 @@ import uvloop
 from api.gateway.app import Gateway
 from api.gateway.quick import quick_http
 from api.gateway.standalone import standalone
+from api.gateway.tracing import tracing_for
 from api.openai_files import FilesAndBatches
 from api.waking import waker
 from fleet.access.keys import master_sealer_of
@@ -77,6 +78,7 @@ async def run(settings: Settings, control: socket.socket, listening: Sequence[so
         wake=waker(settings),
         open_sealed=master.open,
         usage_folder=settings.home / "usage-spool",
+        tracing=tracing_for(settings.otlp_endpoint, settings.otlp_ratio),
         kept=FilesAndBatches(database, _later, _later),
     )
     await gateway.start()

@@ -14,6 +14,7 @@ from api.batch_starter import BatchStarter
 from api.gateway.app import Gateway
 from api.gateway.operation import is_inference
 from api.gateway.quick import quick_http
+from api.gateway.tracing import tracing_for
 from api.limits import BodyLimit
 from api.management import evaluations
 from api.management.access import ensure_admin_key
@@ -95,6 +96,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         wake=wake,
         open_sealed=master.open,
         usage_folder=settings.home / "usage-spool",
+        tracing=tracing_for(settings.otlp_endpoint, settings.otlp_ratio),
         kept=FilesAndBatches(database, start_batch, cancel_batch),
     )
     services = await build_services(settings, database, gateway.metrics.registry)

@@ -121,8 +121,6 @@ class RouteSpec(Wire):
     timeouts: RequestTimeouts = RequestTimeouts()
     shadow: Shadow | None = None
     headers: HeaderRules = HeaderRules()
-    resume_streams: bool = False
-    """An answer that breaks off is taken up by another replica, where the request allows it."""
 
     @model_validator(mode="after")
     def _sends_somewhere(self) -> Self:

@@ -9,6 +9,7 @@ from api.gateway.request import Asked, Head, bearer_token, read_asked
 from api.gateway.route import Route
 from api.gateway.routing import Routing
 from api.gateway.table import Key, RoutingTable
+from api.gateway.tracing import Tracing
 from fleet.access.errands import visitor_of
 from fleet.access.secrets import digest
 from fleet.access.tickets import TicketReader
@@ -30,6 +31,7 @@ class Admission:
         self._keys_by_id: Mapping[str, Key] = {}
         self._seen: dict[bytes, Key] = {}
         """By the value of their header: hashing them costs more than all else about them."""
+        self.tracing: Tracing | None = None
         self.tickets: TicketReader | None = None
         """Of the control plane's own errands; None: not known yet."""
 
@@ -100,7 +102,7 @@ class Admission:
             ),
             session=_session(headers, balancing.session_header) if balancing.policy == _BY_SESSION else "",
         )
-        return Call(
+        call = Call(
             operation=operation,
             method=method,
             path=path or operation.path,
@@ -116,6 +118,26 @@ class Admission:
             ask=ask,
             started=started,
         )
+        if self.tracing is not None:
+            self._trace(self.tracing, call)
+        return call
+
+    @staticmethod
+    def _trace(tracing: Tracing, call: Call) -> None:
+        given = dict(call.headers)
+        call.trace = tracing.begin(
+            given.get(b"traceparent"),
+            given.get(b"tracestate"),
+            request_id=call.request_id,
+            operation=call.operation.name,
+            route=call.model,
+            key_id=call.key.id,
+            streams=call.stream,
+        )
+        if call.trace is not None:
+            lines = call.forwarded.split(b"\r\n")[:-1]
+            kept = [line + b"\r\n" for line in lines if not line.startswith((b"traceparent:", b"tracestate:"))]
+            call.forwarded = b"".join(kept) + call.trace.headers
 
 
 def _session(headers: list[tuple[bytes, bytes]], name: str) -> str:

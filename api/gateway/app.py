@@ -27,6 +27,7 @@ from api.gateway.relay import BROKEN_OFF, CLIENT_LEFT, Relay
 from api.gateway.request import Asked, ClientGone, Receive, Send, read_body, read_head
 from api.gateway.routing import Routing
 from api.gateway.table import Refresher, RoutingTable
+from api.gateway.tracing import Tracing
 from api.gateway.traffic import TrafficLog
 from api.gateway.usage_log import UsageLog
 from fleet.access.errands import gateway_tickets
@@ -63,17 +64,19 @@ class Gateway:
         open_sealed: OpenSealed | None = None,
         usage_folder: Path | None = None,
         kept: Kept | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """``keys``: how to get at the installation's keys (blocks, and is asked again while the database is down);
         None: engines behind hosts cannot be reached. ``registry``: where its metrics go; None: one of its own, as
         ``metrics.registry``. ``wake``: how to start a deployment without replicas; None: nobody can from here.
         ``open_sealed``: opens the keys of providers; None: those that have one are left out. ``usage_folder``: where
         usage is kept while the database is away; None: usage is not kept at all. ``kept``: answers what is below
-        ``/v1/files`` and ``/v1/batches``; None: there is nothing."""
+        ``/v1/files`` and ``/v1/batches``; None: there is nothing. ``tracing``: where spans go; None: nowhere."""
         self._keys = keys
         self.options = options or Options()
         self._routing = Routing(self.options)
         self.admission = Admission(self._routing)
+        self.admission.tracing = tracing
         self._listing = Listing()
         self._traffic = TrafficLog(database, self._routing.sums, self.options.traffic_interval)
         self.metrics = Metrics(self._routing.upstreams, registry, loads=self._routing.loads)
@@ -105,6 +108,7 @@ class Gateway:
             self.metrics,
             self.options,
             self._refresher.catch_up,
+            first_event=self.first_event,
             routes=self._routing.get,
             cold=self._cold,
             known=self._deployment,
@@ -133,6 +137,8 @@ class Gateway:
             self._begun = False
             await self.usage.stop()
         self.metrics.stop()
+        if self.admission.tracing is not None:
+            await asyncio.to_thread(self.admission.tracing.stop)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -166,6 +172,8 @@ class Gateway:
         self.metrics.finished(call.model, status, duration)
         exchange = call.exchange
         if exchange is None or not call.sent:
+            if call.trace is not None:
+                call.trace.end(status, None)
             return
         usage = exchange.meter.usage(left_early=status in (CLIENT_LEFT, BROKEN_OFF))
         self.metrics.settled(
@@ -177,6 +185,8 @@ class Gateway:
             queued=call.queued_s,
             first_token=call.first_at - exchange.sent_at if call.first_at is not None else None,
         )
+        if call.trace is not None:
+            call.trace.end(status, usage, target=call.deployment)
         if self.usage is not None:
             self.usage.note(self._record(call, usage, status, duration))
 
@@ -199,6 +209,8 @@ class Gateway:
         """The first of a streamed answer is passed on."""
         call.first_at = now = self._loop.time()
         self.metrics.first_token(call.model, now - call.started)
+        if call.trace is not None:
+            call.trace.first_token(now - call.started)
 
     # --- inference ---
 

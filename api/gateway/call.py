@@ -11,6 +11,7 @@ from api.gateway.operation import Operation, Shape
 from api.gateway.refusals import Refusal
 from api.gateway.request import Send
 from api.gateway.table import Key
+from api.gateway.tracing import Trace
 from fleet.policy.ask import Ask
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Call:
     """Where it was sent last, for usage and metrics: the deployment, or ``provider:<name>``."""
     exchange: "Exchange | None" = None
     """The last attempt."""
+    trace: Trace | None = None
+    """None: it is not sampled."""
     queued_s: float = 0.0
     """It waited here for an engine."""
     first_at: float | None = None

@@ -88,6 +88,8 @@ class Exchange:
         self.connection = connection
         self.call.sent = True
         self.sent_at = self._loop.time()
+        if self.call.trace is not None:
+            self.call.trace.sent(self.destination.label, upstream.instance_id)
         extra = _OVER_A_NEW_ONE if fresh and upstream.may_return else b""
         head = b"%b%b%b\r\n" % (upstream.request_head(prepared.method, prepared.path), prepared.lines, extra)
         timeouts = self.call.route.spec.timeouts
@@ -113,6 +115,8 @@ class Exchange:
 
     def failed(self, failure: UpstreamError) -> UpstreamError:
         """Note why nothing of an answer came; what that means to the caller."""
+        if self.call.trace is not None:
+            self.call.trace.failed(str(failure))
         if isinstance(failure, Withdrawn):
             self.outcome = _UNUSED
             return failure

@@ -84,6 +84,7 @@ class Relay:
         options: Options,
         look_again: Callable[[], Awaitable[None]],
         *,
+        first_event: Callable[[Call], None],
         routes: Routes,
         cold: ColdHold,
         known: Callable[[str], KnownDeployment | None],
@@ -95,6 +96,7 @@ class Relay:
         self._look_again = look_again
         self._routes = routes
         self._cold_hold = cold
+        self._first_event = first_event
         self._known = known
 
     async def run(self, call: Call, send: Send, begun: Begun | None = None) -> int:
@@ -177,6 +179,8 @@ class Relay:
         if not pool.others(trail.tried):
             await self._cold(call, destination, send)
         began = self._loop.time()
+        if call.trace is not None:
+            call.trace.queued()
         waiting: asyncio.Future[Upstream] = self._loop.create_future()
         ticket = pool.enqueue(
             call.ask,
@@ -352,8 +356,7 @@ class Relay:
                 exchange.settle()
             if first and data and connection.event_stream:
                 first = False
-                call.first_at = self._loop.time()
-                self._metrics.first_token(call.model, call.first_at - call.started)
+                self._first_event(call)
             elif data and connection.event_stream:
                 exchange.note_gap(self._metrics)
             if data or not more:

@@ -52,9 +52,9 @@ async def test_a_route_is_made_read_listed_changed_and_deleted(world: World, api
     assert [r["name"] for r in rest["items"]] == ["b"]
     chosen = (await api.get(ROUTES, params={"label": "team=b"})).json()["items"]
     assert [r["name"] for r in chosen] == ["b"]
-    changed = await api.patch(path, json={"labels": {"team": None, "x": "y"}, "spec": {"resume_streams": True}})
+    changed = await api.patch(path, json={"labels": {"team": None, "x": "y"}, "spec": {"aliases": ["other"]}})
     assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
-    assert (changed.json()["labels"], changed.json()["spec"]["resume_streams"]) == ({"x": "y"}, True)
+    assert (changed.json()["labels"], changed.json()["spec"]["aliases"]) == ({"x": "y"}, ["other"])
     assert changed.json()["spec"]["targets"] == seen["spec"]["targets"]
     assert [(await api.delete(path)).status_code, (await api.delete(path)).status_code] == [204, 404]
     assert (await api.get(path)).status_code == 404

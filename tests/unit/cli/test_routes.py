@@ -80,8 +80,8 @@ def test_a_route_that_is_not_there_is_made(holdfast: Holdfast, api: FakeApi) -> 
 
 def test_a_route_that_is_there_is_changed_where_it_is_said(holdfast: Holdfast, api: FakeApi) -> None:
     api.routes = [route()]
-    assert holdfast("routes", "set", "--name", "acme/chat", "--set", "resume_streams=true").code == 0
-    assert api.requests[-1] == ("PATCH", "/api/v1/routes/acme/chat", {"spec": {"resume_streams": True}})
+    assert holdfast("routes", "set", "--name", "acme/chat", "--set", "timeouts.total_s=9").code == 0
+    assert api.requests[-1] == ("PATCH", "/api/v1/routes/acme/chat", {"spec": {"timeouts": {"total_s": 9}}})
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -111,7 +111,7 @@ def test_a_route_from_a_file_is_what_get_prints_or_its_spec(
         (["--name", "x", "--target", "planet=mars"], None),
         (["--name", "x", "--target", "deployment=smol,weight=much"], None),
         (["--name", "x", "--target", "deployment=smol,weight=-1"], None),
-        (["--name", "x", "--set", "resume_streams"], None),
+        (["--name", "x", "--set", "timeouts"], None),
         (["--name", "x", "--label", "team"], None),
         (["-", "--name", "x"], "[]"),
         (["-", "--name", "x"], "{"),

@@ -114,11 +114,11 @@ def test_a_row_that_cannot_be_read_stops_no_other(names: Names, caplog: pytest.L
 
 def test_the_same_spec_is_the_same_object_until_it_changes(names: Names) -> None:
     names.add_deployment("smol")
-    names.add_route("chat", resume_streams=True)
+    names.add_route("chat", timeouts={"total_s": 1})
     first, second = names.load().routes, names.load().routes
     assert [first[n].spec is second[n].spec for n in ("chat", "smol")] == [True, True]
-    names.add_route("chat", resume_streams=False)
-    assert names.load().routes["chat"].spec.resume_streams is False
+    names.add_route("chat", timeouts={"total_s": 2})
+    assert names.load().routes["chat"].spec.timeouts.total_s == 2
 
 
 def test_providers_come_with_their_keys_opened(names: Names) -> None:
