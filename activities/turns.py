@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fleet.policy.spare import Spare
 
@@ -14,22 +14,47 @@ _MOST_KNOWN = 1000
 class _Line:
     """Those who wait for one model, in the order in which they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.spare = Spare()
-        self.waiting: deque[asyncio.Future[None]] = deque()
+        self._clock = clock
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> bool:
-        return not self.waiting and self.spare.in_flight == 0
+        return not self._waiting and self.spare.in_flight == 0
 
-    def wake(self, now: float) -> None:
-        """As many as may begin."""
-        free = int(self.spare.limit) - self.spare.in_flight if now >= self.spare.not_before else 0
-        while free > 0 and self.waiting:
-            first = self.waiting.popleft()
-            if not first.done():
-                first.set_result(None)
-                free -= 1
+    async def enter(self) -> None:
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(granted)
+        self._grant()
+        try:
+            await asyncio.wait([granted])
+        except asyncio.CancelledError:
+            if granted.done():
+                self.leave()  # it was given a turn at the same moment
+            else:
+                self._waiting.remove(granted)
+            raise
+
+    def leave(self) -> None:
+        self.spare.end()
+        self._grant()
+
+    def _grant(self) -> None:
+        """Turns to as many as may begin; and again when a pause is over."""
+        while self._waiting:
+            wait = self.spare.wait(self._clock())
+            if wait != 0:
+                if wait is not None and self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(wait, self._go_on)
+                return
+            self.spare.begin()
+            self._waiting.popleft().set_result(None)
+
+    def _go_on(self) -> None:
+        self._timer = None
+        self._grant()
 
 
 class Turns:
@@ -43,14 +68,11 @@ class Turns:
     async def turn(self, model: str) -> AsyncIterator[None]:
         """Wait for it, and hold it inside the block."""
         line = self._line(model)
-        while (wait := line.spare.wait(self._clock())) != 0:
-            await self._wait(line, wait)
-        line.spare.begin()
+        await line.enter()
         try:
             yield
         finally:
-            line.spare.end()
-            line.wake(self._clock())
+            line.leave()
 
     def answered(self, model: str) -> None:
         self._line(model).spare.answered()
@@ -62,23 +84,10 @@ class Turns:
     def limit(self, model: str) -> int:
         return int(self._line(model).spare.limit)
 
-    async def _wait(self, line: _Line, seconds: float | None) -> None:
-        woken = asyncio.get_running_loop().create_future()
-        line.waiting.append(woken)
-        try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(woken, seconds)
-        except asyncio.CancelledError:
-            line.wake(self._clock())  # whoever is behind must not wait for one that has left
-            raise
-        finally:
-            with suppress(ValueError):
-                line.waiting.remove(woken)
-
     def _line(self, model: str) -> _Line:
         known = self._lines.get(model)
         if known is None:
             if len(self._lines) >= _MOST_KNOWN:
                 self._lines = {m: found for m, found in self._lines.items() if not found.idle}
-            known = self._lines[model] = _Line()
+            known = self._lines[model] = _Line(self._clock)
         return known

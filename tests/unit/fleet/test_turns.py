@@ -43,6 +43,33 @@ async def test_they_come_in_order_and_only_so_many_at_once() -> None:
     assert lines.begun == list(range(10))
 
 
+async def test_ends_at_the_same_moment_let_in_those_who_are_next() -> None:
+    lines = Lines(Turns(), 12)
+    await settle()
+    for n in range(4):
+        lines.gates[n].set()
+    await settle()
+    assert lines.begun == list(range(8))
+    for n in range(4, 8):
+        lines.gates[n].set()
+    await settle()
+    assert lines.begun == list(range(12)), "nobody has lost its place"
+    await lines.end()
+
+
+async def test_a_pause_that_begins_while_they_wait_ends_for_all_of_them() -> None:
+    turns = Turns()
+    lines = Lines(turns, 12)
+    await settle()
+    turns.refused("m", 0.05)
+    for gate in lines.gates:
+        gate.set()
+    await settle()
+    assert lines.begun == list(range(4)), "no new one for now"
+    await asyncio.wait_for(asyncio.gather(*lines.tasks), 5)
+    assert lines.begun == list(range(12))
+
+
 async def test_one_model_does_not_wait_for_another() -> None:
     turns = Turns()
     first, second = Lines(turns, 8), Lines(turns, 1, "other")
