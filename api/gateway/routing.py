@@ -16,6 +16,8 @@ from fleet.routes import Target
 
 _Key = tuple[str, int, Target]
 """Route, which of its targets, and what it was then."""
+_NO_LIMIT = 100_000
+"""Requests in one replica: as good as none."""
 _COUNTS_ADAPTERS = "llama_cpp"
 
 
@@ -93,7 +95,9 @@ class Routing:
         label, replicas, traffic = _replicas(target, new.table, new.upstreams)
         destination = new.before.get(key) or Destination(target, Pool(), label, "")
         spec = known.spec
-        destination.pool.update(replicas, new.now, traffic=traffic, balancing=spec.balancing, queue=spec.queue)
+        # While requests are shared out by weight, the shares come before waiting for the replica that is free first.
+        queue = spec.queue.model_copy(update={"in_flight": _NO_LIMIT}) if traffic else spec.queue
+        destination.pool.update(replicas, new.now, traffic=traffic, balancing=spec.balancing, queue=queue)
         _describe(destination, known, new.table)
         self._destinations[key] = destination
         return destination

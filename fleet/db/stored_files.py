@@ -45,10 +45,10 @@ class StoredChunkRow(SQLModel, table=True):
 
 def begin(session: Session, file_id: str, key_id: str, *, purpose: str = "", filename: str = "") -> None:
     """An empty one that nobody sees yet. Begun again, nothing changes."""
-    if session.get(StoredFileRow, file_id) is None:
-        row = StoredFileRow(id=file_id, key_id=key_id, purpose=purpose, filename=filename)
-        row.expires_at = row.created_at + UNFINISHED_FOR
-        session.add(row)
+    row = StoredFileRow(id=file_id, key_id=key_id, purpose=purpose, filename=filename)
+    row.expires_at = row.created_at + UNFINISHED_FOR
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    session.execute(insert(StoredFileRow).values(**row.model_dump()).on_conflict_do_nothing())
 
 
 def write_chunk(session: Session, file_id: str, number: int, data: bytes) -> bool:

@@ -36,7 +36,7 @@ from workflows.registry import WORKFLOWS, workflow_runner
 
 T = TypeVar("T")
 Handle = WorkflowHandle[Any, Any]
-WITHIN_S = 10.0
+WITHIN_S = 40.0
 
 QUICK = Timings(
     withdraw_pause=timedelta(milliseconds=10),

@@ -116,8 +116,15 @@ class MessageStream:
             if self._open == _TOOL and not self._calls.all_told():
                 self._late.append((kind, piece))
                 return
+            self._say_what_is_late(out)
+        if self._open != kind:
             self._begin(kind, _BEGUN[kind], out)
         out.append(_DELTA % (self._index, _PIECES[kind] % orjson.dumps(piece)))
+
+    def _say_what_is_late(self, out: list[bytes]) -> None:
+        late, self._late = self._late, []
+        for kind, piece in late:
+            self._say(kind, piece, out)
 
     def _take_calls(self, pieces: list[Document], out: list[bytes]) -> None:
         for piece in pieces:
@@ -169,8 +176,7 @@ class MessageStream:
             self._start({}, out)
         for call, arguments in self._calls.rest():
             self._tell(call, arguments, out)
-        for kind, piece in self._late:
-            self._say(kind, piece, out)
+        self._say_what_is_late(out)
         self._close(out)
         reason, sequence = stop_of(self._choice, self._stops, called=bool(self._calls))
         delta = {"stop_reason": "refusal" if self._refused else reason, "stop_sequence": sequence}
