@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import socket
+from collections.abc import Awaitable
 from datetime import timedelta
 
 import grpc.aio
@@ -39,6 +40,7 @@ from fleet.temporal import connect
 
 log = logging.getLogger("holdfast.relay")
 
+_STOP_S = 10.0
 _GRACE_S = 1.0
 """For calls that are being answered when the process ends; polls are cut, and made again elsewhere."""
 
@@ -90,11 +92,11 @@ class Relay:
         finally:
             stopping.cancel()
             ended = [task for task in background if task.done()]
-            await server.stop(_GRACE_S)
+            await _at_most(server.stop(_GRACE_S), _GRACE_S + _STOP_S)
             proxy.close()
             await _cancel(background)
             await self.reach.forget_all()
-            await self.upstream.aclose()
+            await _at_most(self.upstream.aclose(), _STOP_S)
         for task in ended:
             task.result()
 
@@ -126,6 +128,14 @@ def _listen_for_hosts(server: grpc.aio.Server, settings: Settings, certificate: 
         server.add_secure_port(address, certificate.credentials())
     except RuntimeError as error:
         raise CannotListen(f"cannot listen on {address}: {error}") from error
+
+
+async def _at_most(ending: Awaitable[object], seconds: float) -> None:
+    """gRPC was seen never to come to its end; the process has nothing to lose by then."""
+    try:
+        await asyncio.wait_for(ending, seconds)
+    except TimeoutError:
+        log.warning("gRPC did not end within %.0f s, and is left", seconds)
 
 
 async def _cancel(tasks: "list[asyncio.Task[None]]") -> None:

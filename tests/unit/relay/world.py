@@ -151,7 +151,7 @@ async def new_world(folder: Path, database: Database) -> AsyncIterator[World]:
     finally:
         stop.set()
         await serving
-        await upstream.stop(None)
+        await asyncio.wait_for(upstream.stop(None), 30)
 
 
 async def _listens(port: int) -> bool:
