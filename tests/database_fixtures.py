@@ -23,6 +23,8 @@ from fleet.db.session import Database
 _UNPRIVILEGED = "nobody"
 """PostgreSQL refuses to run as root."""
 _START_TIMEOUT_S = 60.0
+_MEMORY = Path("/dev/shm")
+_ROOM_IN_MEMORY = 2 << 30
 
 
 @pytest.fixture(scope="session")
@@ -135,14 +137,21 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    with tempfile.TemporaryDirectory(prefix="holdfast-pg-") as folder:
+def postgres_server(*, on_disk: bool = False) -> Iterator[PostgresServer]:
+    with tempfile.TemporaryDirectory(prefix="holdfast-pg-", dir=None if on_disk else _in_memory()) as folder:
         server = PostgresServer(Path(folder))
         try:
             server.start()
             yield server
         finally:
             server.stop()
+
+
+def _in_memory() -> Path | None:
+    """Where files are in RAM, if there is room. A database is hundreds of files, and file systems take their time where
+    as many were deleted a moment ago."""
+    usable = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK)
+    return _MEMORY if usable and shutil.disk_usage(_MEMORY).free > _ROOM_IN_MEMORY else None
 
 
 def _programs(folder: Path) -> Path:

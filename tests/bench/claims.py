@@ -58,7 +58,7 @@ def databases(hosts: int = HOSTS) -> Iterator[tuple[str, Database]]:
         with _fleet(f"sqlite:///{folder}/fleet.db", hosts) as database:
             yield "sqlite", database
         (Path(folder) / "fleet.db").unlink()
-    with postgres_server() as server, _fleet(server.new_database("bench_"), hosts) as database:
+    with postgres_server(on_disk=True) as server, _fleet(server.new_database("bench_"), hosts) as database:
         yield "postgresql", database
 
 
