@@ -199,7 +199,11 @@ class StoredResponses:
         """Items, oldest first; and the id of the response at which it breaks off, if it does. Raises ``Refusal``."""
         rows: list[tuple[str, str]] = []
         wanted: str | None = response_id
-        while wanted is not None and (row := self._waiting.get(wanted)) is not None and row["key_id"] == key_id:
+        # Bounded: an engine that names its responses itself might name two alike.
+        while wanted is not None and len(rows) < len(self._waiting):
+            row = self._waiting.get(wanted)
+            if row is None or row["key_id"] != key_id:
+                break
             rows.append((row["input"], row["response"]))
             wanted = row["previous_id"]
         if wanted is not None:
