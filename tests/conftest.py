@@ -1,5 +1,7 @@
 """Fixtures for all tests."""
 
+import gc
+
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
@@ -75,3 +77,9 @@ class ByServers(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServers:
     return ByServers(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """All modules and tests are there to stay: no collection need look at them."""
+    gc.collect()
+    gc.freeze()
