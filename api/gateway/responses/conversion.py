@@ -47,7 +47,6 @@ class ChatAnswer:
         self._events: Events | None = None
         self._error = 0
         self._parts: list[bytes] = []
-        self._done = False
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
         kept = [header for header in headers if header[0] not in _NOT_PASSED_ON]
@@ -71,13 +70,12 @@ class ChatAnswer:
             told = b"".join([self._event(payload) for payload in self._events.rest()])
         else:
             told = self._building.chunk(b"".join(self._parts))
-        told += self._building.finish(done=self._done)
+        told += self._building.finish(done=False)
         return told if self._prepared.stream else self._building.body()
 
     def _event(self, payload: bytes) -> bytes:
         if payload.startswith(b":"):
             return payload + b"\n\n" if self._prepared.stream else b""
         if payload == _DONE:
-            self._done = True
             return self._building.finish(done=True)
         return self._building.chunk(payload)

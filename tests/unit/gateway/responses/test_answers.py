@@ -222,6 +222,17 @@ async def test_what_is_said_while_a_call_is_not_whole_comes_after_it() -> None:
     ]
 
 
+async def test_a_call_that_is_closed_does_not_go_on() -> None:
+    pieces = [call_piece(0, "{}", "f", "1"), {"content": "a"}, call_piece(0, " \n"), call_piece(1, "{}", "g", "2")]
+    events = await events_of(*map(chunk, pieces), chunk(finish_reason="stop"), DONE)
+    assert said(final(events)) == [("call", "f", "{}"), ("message", "a"), ("call", "g", "{}")]
+
+
+async def test_an_engine_that_only_says_that_it_is_done_has_ended_well() -> None:
+    response = final(await events_of(chunk({"content": "Hi"}), DONE))
+    assert (response["status"], said(response)) == ("completed", [("message", "Hi")])
+
+
 async def test_probabilities_of_tokens() -> None:
     probabilities = {"content": [TOKEN]}
     known = [TOKEN | {"bytes": [97]}]
