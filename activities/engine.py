@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Protocol
 
 from temporalio import activity
@@ -13,8 +14,9 @@ from fleet.inventory import EngineRef
 
 
 class EngineOwner(Protocol):
-    async def take(self, launch: EngineLaunch, token: bytes) -> None:
-        """Start or adopt the engine and answer for it by ``token`` until it ends.
+    async def take(self, launch: EngineLaunch, token: bytes, heartbeat: timedelta | None = None) -> None:
+        """Start or adopt the engine and answer for it by ``token`` until it ends. ``heartbeat``: Temporal gives up what
+        it has not heard of for so long; None: as usual.
 
         Returns once the duty is on disk. Raises ApplicationError (not retryable) for a fence older than a known one.
         """
@@ -42,7 +44,8 @@ class EngineActivities:
 
     @activity.defn(name="run_engine")
     async def run_engine(self, launch: EngineLaunch) -> EngineExit:
-        await self._owner.take(launch, activity.info().task_token)
+        info = activity.info()
+        await self._owner.take(launch, info.task_token, info.heartbeat_timeout)
         activity.raise_complete_async()
 
     @activity.defn(name="look_at_engine")

@@ -2,7 +2,7 @@
 
 import base64
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from fleet.engines.catalog import ADAPTERS
@@ -23,6 +23,8 @@ class EngineRecord(Record):
     launch: EngineLaunch
     token: str | None
     """Task token of ``run_engine``, base64; None once Temporal no longer knows it."""
+    heartbeat: timedelta | None = None
+    """Temporal gives up what it has not heard of for so long; None: it did not say."""
     process: Handle | None = None
     """The process or container that it runs in."""
     image: str = ""

@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -91,9 +91,9 @@ class SupervisedEngine:
         ]
         self._tasks[0].add_done_callback(self._ended)
 
-    async def take_token(self, token: str) -> None:
+    async def take_token(self, token: str, heartbeat: timedelta | None) -> None:
         """A new attempt of the activity: answer by the new token, and say again how the engine is."""
-        self._telling.take_token(token)
+        self._telling.take_token(token, heartbeat)
 
     def look(self) -> None:
         self._telling.look()

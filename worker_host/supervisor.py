@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from datetime import timedelta
 
 from temporalio.exceptions import ApplicationError
 
@@ -35,17 +36,17 @@ class Supervisor:
         for record in self._parts.records.engines():
             self._begin(record)
 
-    async def take(self, launch: EngineLaunch, token: bytes) -> None:
+    async def take(self, launch: EngineLaunch, token: bytes, heartbeat: timedelta | None = None) -> None:
         """Answer for this engine by ``token`` from now on: start it, or adopt it when it runs already."""
         async with self._locks.setdefault(launch.instance_id, asyncio.Lock()):
             known = self._newest(launch)
             if known is not None and known.record.launch.fence == launch.fence:
-                await known.take_token(pack(token))
+                await known.take_token(pack(token), heartbeat)
                 return
             if known is not None:
                 known.stop(drain=False)
                 await known.gone()
-            record = await asyncio.to_thread(self._new_record, launch, token)
+            record = await asyncio.to_thread(self._new_record, launch, token, heartbeat)
             await self._stop_strays_of(launch, keep=record.process)
             self._parts.records.save(record)
             self._begin(record)
@@ -149,10 +150,11 @@ class Supervisor:
             return
         await self._stop_strays({ref})
 
-    def _new_record(self, launch: EngineLaunch, token: bytes) -> EngineRecord:
+    def _new_record(self, launch: EngineLaunch, token: bytes, heartbeat: timedelta | None) -> EngineRecord:
         """With the engine's process, if it runs here already and its record was lost."""
         # Whoever heard the reports of a lost record must take ours for newer ones.
-        record = EngineRecord(launch=launch, token=pack(token), sequence=int(time.time() * 1000))
+        sequence = int(time.time() * 1000)
+        record = EngineRecord(launch=launch, token=pack(token), heartbeat=heartbeat, sequence=sequence)
         process = self._parts.runtimes.find(record.ref)
         port = self._parts.runtimes.of(process).port(process) if process is not None else None
         if port is None:

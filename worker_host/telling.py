@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
@@ -18,7 +19,9 @@ from worker_host.task_token import Beat, TaskToken
 log = logging.getLogger("holdfast.host")
 
 BEAT_S = 20.0
-"""A third of ``Timings.engine_heartbeat``."""
+"""Where Temporal does not say how long it waits."""
+_BEATS = 3
+"""So many while Temporal waits: one may be lost, and one late."""
 _RETRY_S = 2.0
 _WITHDRAW_S = 3.0
 _GATEWAYS_REFRESH_S = 0.6
@@ -61,9 +64,9 @@ class Telling:
         """Nothing may be saved after it."""
         self._listeners.records.forget(self._record.launch.instance_id)
 
-    def take_token(self, token: str) -> None:
+    def take_token(self, token: str, heartbeat: timedelta | None) -> None:
         """A new attempt of the activity: answer by the new token, and say again how the engine is."""
-        self.save(token=token)
+        self.save(token=token, heartbeat=heartbeat)
         self._confirmed.set()
         self._new_token.set()
         self._look.set()
@@ -126,8 +129,13 @@ class Telling:
                 await self._beat(self._record.token)
             # Not ``wait_for``, which forgets a cancellation that comes together with the event (Python 3.11).
             with contextlib.suppress(asyncio.TimeoutError):
-                async with asyncio.timeout(BEAT_S):
+                async with asyncio.timeout(self._beat_s):
                     await self._look.wait()
+
+    @property
+    def _beat_s(self) -> float:
+        heartbeat = self._record.heartbeat
+        return heartbeat.total_seconds() / _BEATS if heartbeat else BEAT_S
 
     async def _beat(self, token: str) -> None:
         process = self._record.process

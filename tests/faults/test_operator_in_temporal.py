@@ -17,7 +17,8 @@ from tests.stack import Stack, eventually
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BEATS_S = 60.0
-"""An engine heartbeats every 20 s."""
+QUICK_BEATS = {"HOLDFAST_TIMINGS": '{"engine_heartbeat": 9}'}
+"""An engine is heard of every 3 s."""
 
 
 class Operator:
@@ -58,7 +59,7 @@ class Operator:
 def test_pause_unpause_and_reset_of_a_running_engine_do_not_touch_it(
     new_stack: Callable[..., Stack], small_model: Path
 ) -> None:
-    stack = new_stack()
+    stack = new_stack(**QUICK_BEATS)
     stack.add_host("a")
     stack.deploy("smol", str(small_model))
     stack.until_ready("smol")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from datetime import timedelta
 from typing import Any
 
 import psutil
@@ -223,6 +224,19 @@ async def test_look_notices_a_cancellation_before_the_next_heartbeat(
     await world.supervisor.look(_ref(world))
     await asyncio.wait_for(world.gone(), 10)
     assert world.temporal.beaten(TOKEN) == 2
+
+
+async def test_heartbeats_are_as_frequent_as_temporal_waits_for_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker_host.telling.BEAT_S", 3600)
+    launch = world.launch("fine", 1)
+    await world.supervisor.take(launch, TOKEN, timedelta(seconds=0.15))
+    await beats_pass(lambda: world.temporal.beaten(TOKEN))
+    await world.restart()
+    await beats_pass(lambda: world.temporal.beaten(TOKEN))
+    await world.supervisor.take(launch, b"second token", timedelta(seconds=0.15))
+    await beats_pass(lambda: world.temporal.beaten(b"second token"))
 
 
 async def test_death_is_told_again_and_again_until_temporal_has_heard_it(world: World) -> None:
