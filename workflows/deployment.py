@@ -53,6 +53,8 @@ _RECORD = workflow.LocalActivityConfig(
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
 )
 
+_LOOKS_AGAIN = "plans again before it sleeps"
+
 
 @workflow.defn(name=ids.DEPLOYMENT_WORKFLOW)
 class DeploymentWorkflow:
@@ -73,6 +75,8 @@ class DeploymentWorkflow:
                 await asyncio.shield(asyncio.create_task(self._carry_out(plan)))
                 await self._record()
                 if self._deployment is self._recorded and not plan.judge:  # a judgement may change the plan
+                    if self._has_more_to_do():
+                        continue
                     self._continue_as_new_if_due()
                     await self._sleep_until_changed()
             except (asyncio.CancelledError, ActivityError, ChildWorkflowError) as error:
@@ -155,6 +159,12 @@ class DeploymentWorkflow:
     def _plan(self) -> Plan:
         self._deployment = advance(self._deployment, workflow.now())
         return decide(self._deployment, workflow.now())
+
+    def _has_more_to_do(self) -> bool:
+        """What came while a plan was carried out is in the record already, and nothing would wake us for it."""
+        now = workflow.now()
+        idle = decide(advance(self._deployment, now), now) == Plan()
+        return not idle and workflow.patched(_LOOKS_AGAIN)
 
     async def _carry_out(self, plan: Plan) -> None:
         # The state says what we are about to do before we do it: a change that arrives meanwhile sees it.
