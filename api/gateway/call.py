@@ -92,7 +92,7 @@ class Call:
         if self.opened:
             return
         self.opened = True
-        headers = [*headers, (b"holdfast-request-id", self.request_id.encode())]
+        headers = [*headers, (b"x-request-id", self.request_id.encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
 
 

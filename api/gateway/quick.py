@@ -322,7 +322,7 @@ class Quick:
         for name, value in headers:
             parts.append(b"%b: %b\r\n" % (name, value))
         assert self._call is not None  # noqa: S101 (it was sent)
-        parts.append(b"holdfast-request-id: %b\r\n" % self._call.request_id.encode())
+        parts.append(b"x-request-id: %b\r\n" % self._call.request_id.encode())
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
         return b"".join(parts)

@@ -33,7 +33,6 @@ _PASSED_ON = frozenset(
         b"openai-processing-ms",
         b"openai-version",
         b"retry-after",
-        b"x-request-id",
     }
 )
 _UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")

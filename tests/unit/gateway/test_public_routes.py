@@ -378,12 +378,14 @@ async def test_usage_is_kept_once_per_request_and_asked_for_unseen(names: Names,
             await exchange.chunk(event)
         await exchange.end_chunks()
 
+    given: list[str] = []
     async with raw_engine(stream) as engine:
         names.serve("m", engine.url)
         names.set_deployment("m", engine="custom")
         await gateway.refresh()
         for _ in range(2):
             answer = await chat(client, "m", stream=True)
+            given.append(answer.headers["x-request-id"])
             assert answer.content == events[0] + events[1] + events[3]
             assert asked(engine)["stream_options"] == {"include_usage": True}
         wanted = await chat(client, "m", stream=True, stream_options={"include_usage": True})
@@ -393,3 +395,4 @@ async def test_usage_is_kept_once_per_request_and_asked_for_unseen(names: Names,
     rows = names.database.read(lambda s: s.exec(select(UsageRow)).all())
     assert [(r.route, r.prompt_tokens, r.completion_tokens, r.status) for r in rows] == [("m", 3, 1, 200)] * 3
     assert len({r.request_id for r in rows}) == 3
+    assert set(given) < {r.request_id for r in rows}, "what a client is told is what usage is kept under"
