@@ -98,13 +98,6 @@ class RequestTimeouts(Wire):
     """From when it is sent to a replica to the end of the answer."""
 
 
-class Shadow(Wire):
-    """A copy of some requests goes to another target too, whose answers nobody sees; only metrics count them."""
-
-    target: Target
-    percent: float = Field(default=10.0, gt=0, le=100)
-
-
 class HeaderRules(Wire):
     set: dict[OpenHeader, HeaderValue] = Field(default_factory=dict, max_length=32)
     """Sent to the target with every request."""
@@ -119,7 +112,6 @@ class RouteSpec(Wire):
     queue: QueueSpec = QueueSpec()
     fallbacks: Fallbacks = Fallbacks()
     timeouts: RequestTimeouts = RequestTimeouts()
-    shadow: Shadow | None = None
     headers: HeaderRules = HeaderRules()
 
     @model_validator(mode="after")

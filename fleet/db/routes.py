@@ -141,11 +141,9 @@ def refuse_alias(session: Session, name: str) -> None:
 
 
 def targets_of(spec: RouteSpec) -> Iterator[tuple[str, Target]]:
-    """(field, target), with that of shadow requests."""
+    """(field, target)."""
     for number, target in enumerate(spec.targets):
         yield f"spec.targets.{number}", target
-    if spec.shadow is not None:
-        yield "spec.shadow.target", spec.shadow.target
 
 
 def _check(session: Session, wanted: RouteCreate, before: RouteSpec | None) -> None:

@@ -57,7 +57,6 @@ ROUTE: dict[str, Any] = {
     "targets": [{"deployment": "chat", "weight": 2}, {"provider": "chat", "model": "gpt-x"}],
     "aliases": ["x/y"],
     "fallbacks": {"general": ["chat"]},
-    "shadow": {"target": {"deployment": "chat"}, "percent": 5},
     "headers": {"set": {"x-a": "b"}, "forward": ["x-c"]},
 }
 PROVIDER: dict[str, Any] = {"base_url": "http://127.0.0.1:1/v1", "api_key": "sk", "headers": {"x-a": "b"}}

@@ -135,7 +135,7 @@ async def test_a_provider_that_routes_use_stays(api: httpx.AsyncClient) -> None:
     target, other = {"provider": "openai", "model": "gpt-x"}, {"provider": "other"}
     specs = {
         "b": {"targets": [target, other]},
-        "a": {"targets": [other], "shadow": {"target": target}},
+        "a": {"targets": [other, target]},
         "c": {"targets": [other]},
     }
     for name, spec in specs.items():
@@ -143,7 +143,7 @@ async def test_a_provider_that_routes_use_stays(api: httpx.AsyncClient) -> None:
     refused = await api.delete(f"{PROVIDERS}/openai")
     assert (refused.status_code, refused.json()["detail"]) == (409, "routes use it: a, b")
     for name in ("a", "b"):
-        await api.patch(f"/api/v1/routes/{name}", json={"spec": {"targets": [other], "shadow": None}})
+        await api.patch(f"/api/v1/routes/{name}", json={"spec": {"targets": [other]}})
     assert (await api.delete(f"{PROVIDERS}/openai")).status_code == 204
 
 

@@ -158,7 +158,6 @@ async def test_of_those_who_want_one_name_at_once_one_gets_it(world: World, api:
         ({"targets": [{"provider": "nope"}]}, "spec.targets.0.provider"),
         ({"targets": [{"deployment": "smol", "adapter": "nope"}]}, "spec.targets.0.adapter"),
         ({"targets": [{"deployment": "smol", "revision": 7}]}, "spec.targets.0.revision"),
-        ({**SMOL, "shadow": {"target": {"provider": "nope"}}}, "spec.shadow.target.provider"),
         ({**SMOL, "fallbacks": {"general": ["smol", "nope"]}}, "spec.fallbacks.general.1"),
         ({**SMOL, "fallbacks": {"context_window": ["nope"]}}, "spec.fallbacks.context_window.0"),
         ({**SMOL, "fallbacks": {"content_policy": ["nope"]}}, "spec.fallbacks.content_policy.0"),
