@@ -19,6 +19,7 @@ from api.gateway.app import Gateway
 from api.gateway.quick import quick_http
 from api.gateway.standalone import standalone
 from api.gateway.tracing import tracing_for
+from api.gateway.usage_log import UsageLog
 from api.openai_files import FilesAndBatches
 from api.waking import waker
 from fleet.access.keys import master_sealer_of
@@ -77,7 +78,7 @@ async def run(settings: Settings, control: socket.socket, listening: Sequence[so
         keys=lambda: ensure(database, master),
         wake=waker(settings),
         open_sealed=master.open,
-        usage_folder=settings.home / "usage-spool",
+        usage=UsageLog(database, settings.home / "usage-spool", prunes=False),  # the API does
         tracing=tracing_for(settings.otlp_endpoint, settings.otlp_ratio),
         kept=FilesAndBatches(database, _later, _later),
     )

@@ -15,6 +15,7 @@ from api.gateway.app import Gateway
 from api.gateway.operation import is_inference
 from api.gateway.quick import quick_http
 from api.gateway.tracing import tracing_for
+from api.gateway.usage_log import UsageLog
 from api.limits import BodyLimit
 from api.management import evaluations
 from api.management.access import ensure_admin_key
@@ -95,7 +96,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         keys=lambda: ensure(database, master),
         wake=wake,
         open_sealed=master.open,
-        usage_folder=settings.home / "usage-spool",
+        usage=UsageLog(database, settings.home / "usage-spool", keep=timedelta(days=settings.usage_keep_days)),
         tracing=tracing_for(settings.otlp_endpoint, settings.otlp_ratio),
         kept=FilesAndBatches(database, start_batch, cancel_batch),
     )

@@ -6,8 +6,7 @@ A request takes: key, body, route, replica, answer. Nothing on that way waits fo
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from prometheus_client import CollectorRegistry
@@ -20,16 +19,17 @@ from api.gateway.handed import HANDED, Handed
 from api.gateway.known_routes import OpenSealed
 from api.gateway.listing import Listing
 from api.gateway.metrics import NO_MODEL, Metrics
-from api.gateway.operation import OPERATIONS, PROXY, ModelIn, Operation, Shape
+from api.gateway.operation import OPERATIONS, PROXIED, PROXY, ModelIn, Operation, Shape
 from api.gateway.options import Options
 from api.gateway.refusals import Refusal
 from api.gateway.relay import BROKEN_OFF, CLIENT_LEFT, Relay
 from api.gateway.request import Asked, ClientGone, Receive, Send, read_body, read_head
 from api.gateway.routing import Routing
-from api.gateway.table import Refresher, RoutingTable
+from api.gateway.table import KnownDeployment, Refresher, RoutingTable
 from api.gateway.tracing import Tracing
 from api.gateway.traffic import TrafficLog
 from api.gateway.usage_log import UsageLog
+from api.gateway.waiting import WaitingRoom
 from fleet.access.errands import gateway_tickets
 from fleet.access.visitor import Visitor
 from fleet.db.authority import Authority
@@ -43,8 +43,9 @@ Kept = Callable[[Scope, Receive, Send, str], Awaitable[int]]
 _KEPT = ("/v1/files", "/v1/batches")
 _LINGER = 2.0
 """Seconds for which a body that is too large is read and dropped, so that its sender gets to read why."""
-_MAY_BE_OUT_OF_DATE = (401, 404)
-"""Refusals that a key or a model made a moment ago would turn into an answer."""
+_MAY_BE_OUT_OF_DATE = (401, 403, 404, 503)
+"""Refusals that a table, a key or a model made a moment ago would turn into an answer."""
+T = TypeVar("T")
 
 
 class Gateway:
@@ -62,16 +63,16 @@ class Gateway:
         registry: CollectorRegistry | None = None,
         wake: Wake | None = None,
         open_sealed: OpenSealed | None = None,
-        usage_folder: Path | None = None,
+        usage: UsageLog | None = None,
         kept: Kept | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         """``keys``: how to get at the installation's keys (blocks, and is asked again while the database is down);
         None: engines behind hosts cannot be reached. ``registry``: where its metrics go; None: one of its own, as
         ``metrics.registry``. ``wake``: how to start a deployment without replicas; None: nobody can from here.
-        ``open_sealed``: opens the keys of providers; None: those that have one are left out. ``usage_folder``: where
-        usage is kept while the database is away; None: usage is not kept at all. ``kept``: answers what is below
-        ``/v1/files`` and ``/v1/batches``; None: there is nothing. ``tracing``: where spans go; None: nowhere."""
+        ``open_sealed``: opens the keys of providers; None: those that have one are left out. ``usage``: keeps what
+        requests used; None: nobody does. ``kept``: answers what is below ``/v1/files`` and ``/v1/batches``; None:
+        there is nothing. ``tracing``: where spans go; None: nowhere."""
         self._keys = keys
         self.options = options or Options()
         self._routing = Routing(self.options)
@@ -90,7 +91,7 @@ class Gateway:
             prepare=self._read_keys,
             open_sealed=open_sealed,
         )
-        self.usage = UsageLog(database, usage_folder) if usage_folder is not None else None
+        self.usage = usage
         self._tasks: list[asyncio.Task[None]] = []
         self._begun = False
 
@@ -110,8 +111,7 @@ class Gateway:
             self._refresher.catch_up,
             first_event=self.first_event,
             routes=self._routing.get,
-            cold=self._cold,
-            known=self._deployment,
+            waiting=WaitingRoom(self._refresher.catch_up, self._cold, self._deployment),
         )
         await self._refresher.refresh()
         upkeep = [self._refresher.run(), self._sweep(), self._traffic.run()]
@@ -150,7 +150,7 @@ class Gateway:
         if operation is not None and scope["method"] == "POST":
             await self._infer(operation, scope, receive, send, started)
         elif path.startswith(PROXY):
-            await self._infer(_GENERIC, scope, receive, send, started)
+            await self._infer(PROXIED, scope, receive, send, started)
         elif self._kept is not None and path.startswith(_KEPT):
             code = await self._answer_kept(self._kept, scope, receive, send)
             self.metrics.finished(NO_MODEL, code, self._loop.time() - started)
@@ -238,23 +238,23 @@ class Gateway:
         """Everything that can be wrong with a request before an engine is asked. Raises ``Refusal``."""
         headers = scope["headers"]
         head = read_head(headers)
-        try:
-            self.admission.key(head.authorization)
-        except Refusal:
-            await self._refresher.catch_up()
-            self.admission.key(head.authorization)
-        generic = operation is _GENERIC
+        await self._looking_again(lambda: self.admission.key(head.authorization))
+        generic = operation is PROXIED
         large = generic or operation.model_in is ModelIn.FORM
         limit = self.options.form_limit if large else self.options.body_limit
         body = await read_body(receive, head.content_length, limit)
         how: dict[str, Any] = _of_proxy(scope) if generic else {}
+        return await self._looking_again(lambda: self.admission.call(operation, head, headers, body, started, **how))
+
+    async def _looking_again(self, ask: Callable[[], T]) -> T:
+        """What ``ask`` says; when it refuses for something that may just have come to be, after another look."""
         try:
-            return self.admission.call(operation, head, headers, body, started, **how)
+            return ask()
         except Refusal as refusal:
             if refusal.status not in _MAY_BE_OUT_OF_DATE:
                 raise
-            await self._refresher.catch_up()
-            return self.admission.call(operation, head, headers, body, started, **how)
+        await self._refresher.catch_up()
+        return ask()
 
     async def _relay_watched(self, call: Call, receive: Receive, send: Send, handed: Handed | None) -> int:
         watcher = self._loop.create_task(_watch(receive, call))
@@ -281,11 +281,7 @@ class Gateway:
         """Returns the status."""
         authorization = read_head(scope["headers"]).authorization
         try:
-            try:
-                key, _ = self.admission.key(authorization)
-            except Refusal:
-                await self._refresher.catch_up()
-                key, _ = self.admission.key(authorization)
+            key, _ = await self._looking_again(lambda: self.admission.key(authorization))
         except Refusal as refusal:
             await _refuse(refusal, refusal.body, receive, send)
             return refusal.status
@@ -294,13 +290,7 @@ class Gateway:
     async def _answer_directly(self, path: str, scope: Scope, send: Send) -> int:
         """Returns the status."""
         try:
-            try:
-                body = self._document(path, scope)
-            except Refusal as refusal:
-                if refusal.status not in _MAY_BE_OUT_OF_DATE:
-                    raise
-                await self._refresher.catch_up()
-                body = self._document(path, scope)
+            body = await self._looking_again(lambda: self._document(path, scope))
         except Refusal as refusal:
             await _answer(send, refusal.status, refusal.body, refusal.headers)
             return refusal.status
@@ -344,7 +334,7 @@ class Gateway:
         for name in table.routes.keys() - (before.routes.keys() if before is not None else set()):
             self.metrics.know(name)
 
-    def _deployment(self, name: str) -> Any:
+    def _deployment(self, name: str) -> KnownDeployment | None:
         table = self.admission.table
         return table.deployments.get(name) if table is not None else None
 
@@ -353,9 +343,6 @@ class Gateway:
             await asyncio.sleep(self.options.sweep_interval)
             self._routing.sweep(self._loop.time())
             self.metrics.flush()
-
-
-_GENERIC = Operation("proxy", "")
 
 
 def _of_proxy(scope: Scope) -> dict[str, Any]:

@@ -138,7 +138,6 @@ class Exchange:
 
     def overloaded(self, retry_after_s: float) -> None:
         """The engine, or provider, said itself that it has too much to do."""
-        self._blamed = True
         self.outcome = Outcome(Fate.OVERLOADED, retry_after_s)
 
     def note_gap(self, metrics: Metrics) -> None:

@@ -48,6 +48,8 @@ COHERE_RERANK = Operation("rerank", "/v1/rerank", shape=Shape.COHERE)
 SCORE = Operation("score", "/v1/score")
 MODERATIONS = Operation("moderations", "/v1/moderations")
 REALTIME = Operation("realtime", "/v1/realtime")
+PROXIED = Operation("proxy", "")
+"""The generic proxy's."""
 
 OPERATIONS: dict[str, Operation] = {
     "/v1/chat/completions": CHAT,
@@ -75,7 +77,8 @@ OPERATIONS: dict[str, Operation] = {
 SHORT_PATHS = frozenset(path for path in OPERATIONS if not path.startswith("/v1/"))
 """Those outside ``/v1`` that clients of others are used to."""
 PROXY = "/model/"
-"""``/model/<route>/<path>``: whatever else an engine can do. Slashes of the route's name are written ``%2F``."""
+"""``/model/<route>/<path>``: whatever else an engine has below ``/v1/``, or a provider at all. Slashes of the route's
+name are written ``%2F``."""
 
 
 def is_inference(path: str) -> bool:

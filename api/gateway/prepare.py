@@ -4,16 +4,19 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from api.gateway import refusals
 from api.gateway.anthropic import ChatToMessages, CountTokensToChat, MessagesToChat
 from api.gateway.call import Call
 from api.gateway.conversion import Conversion
 from api.gateway.destination import Destination
 from api.gateway.form import read_form
-from api.gateway.operation import CHAT, COUNT_TOKENS, MESSAGES, Shape
+from api.gateway.operation import CHAT, COUNT_TOKENS, MESSAGES, PROXIED, Shape
 from api.gateway.rerank import CohereRerank
 from api.gateway.usage_request import inject, injections
 
 _JSON = b"application/json"
+_CONTROL = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+"""They change the engine for everybody."""
 _CONVERTIBLE = (MESSAGES, COUNT_TOKENS)
 _NAMES = {CHAT.path: CHAT.name, MESSAGES.path: MESSAGES.name}
 
@@ -39,6 +42,8 @@ def prepare(call: Call, destination: Destination) -> Prepared:
     name = call.operation.name
     document = call.document
     if document is None:
+        if call.operation is PROXIED and not destination.provider:
+            _check_path(call)
         body = _renamed_form(call, destination)
         return _prepared(call, call.path, body, name)
     conversion = conversion_for(call, destination)
@@ -99,6 +104,15 @@ def _changes(destination: Destination, document: dict[str, Any]) -> dict[str, An
         scales = range(destination.adapters)
         changes["lora"] = [{"id": n, "scale": float(n == destination.adapter)} for n in scales]
     return changes
+
+
+def _check_path(call: Call) -> None:
+    """Of the generic proxy to an engine of ours. Raises ``Refusal``."""
+    path = call.path.partition("?")[0]
+    if not path.startswith("/v1/"):
+        raise refusals.beyond_the_door(path)
+    if path in _CONTROL and call.key.scope != "admin":
+        raise refusals.for_admins(path)
 
 
 def _renamed_form(call: Call, destination: Destination) -> bytes:

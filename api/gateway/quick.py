@@ -6,6 +6,7 @@ a failure, an error to be looked at) goes on in the patient path (``api.gateway.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -26,13 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_STATEFUL = frozenset({"/v1/responses"})
-"""Their requests need the database."""
-_QUICK = {
-    path.encode(): operation
-    for path, operation in OPERATIONS.items()
-    if operation.model_in is ModelIn.JSON and path not in _STATEFUL
-}
+_QUICK = {path.encode(): operation for path, operation in OPERATIONS.items() if operation.model_in is ModelIn.JSON}
 _BODILESS = frozenset({204, 304})
 
 
@@ -164,7 +159,6 @@ class Quick:
         "_exchange",
         "_gateway",
         "_http",
-        "_length",
         "_operation",
         "_pending",
         "_started",
@@ -198,6 +192,9 @@ class Quick:
 
     def go(self) -> None:
         """The request is there."""
+        self._guarded(self._go)
+
+    def _go(self) -> None:
         try:
             exchange = self._attempt()
         except Refusal:
@@ -243,7 +240,7 @@ class Quick:
         call = gateway.admission.call(operation, head, self.headers, self.body, self._started)
         self._call = call
         destination = call.route.choose()
-        if destination is None or call.route.spec.shadow is not None:
+        if destination is None:
             return None
         prepared = prepare(call, destination)
         upstream = destination.pool.take(call.ask, (), self._started)
@@ -264,9 +261,13 @@ class Quick:
     # --- the answer ---
 
     def _progress(self) -> None:
-        """The connection to the engine has something new. Whatever goes wrong, the client must not wait for ever."""
+        """The connection to the engine has something new."""
+        self._guarded(self._look)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Whatever goes wrong, the client must not wait for ever, nor anything stay booked."""
         try:
-            self._look()
+            step()
         except Exception:  # noqa: BLE001 (logged whole; nobody above would tell the client)
             _log.exception("a request was broken off")
             self._http.transport.abort()

@@ -212,6 +212,20 @@ def not_there(name: str, what: str) -> Refusal:
     return unavailable(f"The model '{name}' cannot be served: {what}.", after=5)
 
 
+def beyond_the_door(path: str) -> Refusal:
+    return Refusal(
+        404,
+        f"Engines are reached below /v1/ only, and {shown(path)} is not.",
+        code="unknown_url",
+    )
+
+
+def for_admins(path: str) -> Refusal:
+    return Refusal(
+        403, f"{shown(path)} changes the engine: it takes a key of scope 'admin'.", code="insufficient_scope"
+    )
+
+
 def no_model() -> Refusal:
     return Refusal(
         400,

@@ -5,29 +5,23 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from api.gateway import refusals
 from api.gateway.call import Call
-from api.gateway.cold import ColdHold
 from api.gateway.destination import Destination
 from api.gateway.errors import Unspoken, look_at_error
 from api.gateway.exchange import Exchange
 from api.gateway.filters import Headers
 from api.gateway.metrics import Metrics
 from api.gateway.options import Options
-from api.gateway.pool import Refused
 from api.gateway.prepare import prepare
 from api.gateway.refusals import Refusal
 from api.gateway.request import Send
 from api.gateway.route import Routes
-from api.gateway.table import KnownDeployment
 from api.gateway.upstream import Upstream
+from api.gateway.waiting import WaitingRoom
 from api.gateway.way import HostEnds, HungUp, NotLetIn
 from fleet.http.connection import ConnectFailed, Connection, Died, TimedOut, UpstreamError, Withdrawn
-from fleet.policy.outlier import Fate, Outcome
-
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +31,6 @@ BROKEN_OFF = 502
 _BUSY = frozenset({429, 502, 503})
 _BAD_GATEWAY = 502
 _LONGEST_REST_S = 60.0
-_UNUSED = Outcome(Fate.UNUSED)
 _MOVES = 2
 """How often a request is asked elsewhere because its engine was withdrawn."""
 _WHOLE_AT_MOST = 64 << 20
@@ -86,8 +79,7 @@ class Relay:
         *,
         first_event: Callable[[Call], None],
         routes: Routes,
-        cold: ColdHold,
-        known: Callable[[str], KnownDeployment | None],
+        waiting: WaitingRoom,
     ) -> None:
         """``look_again`` takes over what has changed in the database since the last look."""
         self._loop = asyncio.get_running_loop()
@@ -95,9 +87,8 @@ class Relay:
         self._options = options
         self._look_again = look_again
         self._routes = routes
-        self._cold_hold = cold
         self._first_event = first_event
-        self._known = known
+        self._waiting = waiting
 
     async def run(self, call: Call, send: Send, begun: Begun | None = None) -> int:
         """Answer the call; returns the status for the metrics.
@@ -166,77 +157,8 @@ class Relay:
         prepared = prepare(call, destination)
         upstream = destination.pool.take(call.ask, trail.tried, self._loop.time())
         if upstream is None:
-            upstream = await self._wait_for_one(call, destination, trail, send)
+            upstream = await self._waiting.replica(call, destination, trail.tried, send)
         return Exchange(call, destination, upstream, prepared)
-
-    # --- waiting ---
-
-    async def _wait_for_one(self, call: Call, destination: Destination, trail: Trail, send: Send) -> Upstream:
-        """The replica that frees first, or that comes up first. Raises ``Refusal``."""
-        pool = destination.pool
-        if not pool.others(trail.tried):
-            await self._look_again()
-        if not pool.others(trail.tried):
-            await self._cold(call, destination, send)
-        began = self._loop.time()
-        if call.trace is not None:
-            call.trace.queued()
-        waiting: asyncio.Future[Upstream] = self._loop.create_future()
-        ticket = pool.enqueue(
-            call.ask,
-            lambda upstream: _settle(waiting, upstream),
-            lambda why: _settle(waiting, _refusal_for(call, pool.waiting, why)),
-            began,
-            tuple(trail.tried),
-        )
-        try:
-            return await waiting
-        except BaseException:
-            if not pool.cancel(ticket) and ticket.upstream is not None:
-                pool.give_back(ticket.upstream, call.ask, _UNUSED, self._loop.time())
-            raise
-        finally:
-            call.queued_s += self._loop.time() - began
-
-    async def _cold(self, call: Call, destination: Destination, send: Send) -> None:
-        """Until a deployment without replicas has one. Raises ``Refusal`` when there is nothing to wait for."""
-        name = destination.target.deployment
-        deployment = self._known(name) if name is not None else None
-        if deployment is None:
-            raise refusals.not_there(call.model, f"its target '{destination.label}' does not exist")
-        waiting: asyncio.Future[None] = self._loop.create_future()
-        waiter = self._cold_hold.wait(
-            deployment,
-            self._loop.time(),
-            lambda: _settle(waiting, None),
-            lambda why: _settle(waiting, why),
-            self._commenter(call, send) if call.stream else None,
-        )
-        try:
-            await waiting
-        finally:
-            waiter.cancel()
-            await self._comments(call)
-
-    def _commenter(self, call: Call, send: Send) -> Callable[[bytes], None]:
-        """Sends signs of life, one after the other, to a client that waits for a stream."""
-
-        async def tell(comment: bytes, before: "asyncio.Task[None] | None") -> None:
-            if before is not None:
-                await before
-            await call.open(send, 200, [(b"content-type", b"text/event-stream")])
-            await send({"type": "http.response.body", "body": comment, "more_body": True})
-
-        def comment(text: bytes) -> None:
-            call.commenting = self._loop.create_task(tell(text, call.commenting))
-
-        return comment
-
-    @staticmethod
-    async def _comments(call: Call) -> None:
-        """Until those are sent that were begun: nothing else may come between them."""
-        if call.commenting is not None:
-            await asyncio.wait({call.commenting})
 
     # --- after a failure ---
 
@@ -326,10 +248,10 @@ class Relay:
             begun = await self._look_at(call, exchange, connection, trail)
         answer = exchange.answer
         status, headers = answer.head(connection.status, connection.headers, event_stream=connection.event_stream)
-        if answer.whole:
-            return await self._pass_whole(exchange, connection, send, (status, headers), begun)
         if call.opened and not connection.event_stream:
             raise refusals.engine_failed(call.model, f"answered {status}")  # an event of the stream that was begun
+        if answer.whole:
+            return await self._pass_whole(exchange, connection, send, (status, headers), begun)
         await call.open(send, status, headers)
         try:
             await self._pass_pieces(call, exchange, connection, send, begun)
@@ -386,10 +308,11 @@ class Relay:
     async def _look_at(self, call: Call, exchange: Exchange, connection: Connection, trail: Trail) -> bytes:
         """The beginning of an error that is passed on. Raises what is done instead."""
         destination = exchange.destination
-        if connection.status in _BUSY and destination.pool.others([*trail.tried, exchange.upstream]):
+        if connection.status in _BUSY:
             _note_busy(exchange, connection)
-            connection.abort()
-            raise Busy(connection.status)
+            if destination.pool.others([*trail.tried, exchange.upstream]):
+                connection.abort()
+                raise Busy(connection.status)
         try:
             return await look_at_error(call, exchange, connection, elsewhere=self._elsewhere(call))
         except UpstreamError:
@@ -403,24 +326,10 @@ class Relay:
         return len(route.destinations) > 1 or bool(route.spec.fallbacks.general)
 
 
-def _settle(waiting: "asyncio.Future[T]", result: T | Refusal) -> None:
-    if waiting.done():
-        return
-    if isinstance(result, Refusal):
-        waiting.set_exception(result)
-    else:
-        waiting.set_result(result)
-
-
-def _refusal_for(call: Call, waiting: int, why: Refused) -> Refusal:
-    if why.reason == "too_long":
-        return refusals.waited_too_long(call.model, call.route.spec.queue.max_wait_s, after=why.retry_after_s)
-    return refusals.too_many_waiting(call.model, waiting, after=why.retry_after_s)
-
-
 def _note_busy(exchange: Exchange, connection: Connection) -> None:
-    if connection.status == _BAD_GATEWAY:
+    """429 is no failure of the engine's, and 502 says nothing of its load; 503 is both."""
+    if connection.status >= 500:
         exchange.blame()
-        return
-    after = next((value for name, value in connection.headers if name == b"retry-after"), b"")
-    exchange.overloaded(min(float(after), _LONGEST_REST_S) if after.isdigit() else 0.0)
+    if connection.status != _BAD_GATEWAY:
+        after = next((value for name, value in connection.headers if name == b"retry-after"), b"")
+        exchange.overloaded(min(float(after), _LONGEST_REST_S) if after.isdigit() else 0.0)

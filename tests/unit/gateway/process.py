@@ -23,6 +23,7 @@ from sqlmodel import SQLModel
 from api.gateway.app import Gateway
 from api.gateway.quick import quick_http
 from api.gateway.standalone import standalone
+from api.gateway.usage_log import UsageLog
 from fleet.db.session import Database
 from fleet.db.tables import RegistryRow
 
@@ -67,8 +68,8 @@ def stop_when_input_ends() -> None:
 
 
 def _main() -> None:
-    folder = tempfile.mkdtemp(prefix="holdfast-usage-")
-    gateway = Gateway(Database(sys.argv[1]), usage_folder=Path(folder))
+    database = Database(sys.argv[1])
+    gateway = Gateway(database, usage=UsageLog(database, Path(tempfile.mkdtemp(prefix="holdfast-usage-"))))
     config = uvicorn.Config(
         standalone(gateway),
         http=quick_http(gateway),

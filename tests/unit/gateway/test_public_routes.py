@@ -16,6 +16,7 @@ from sqlmodel import select
 from api.gateway.app import Gateway
 from api.gateway.quick import quick_http
 from api.gateway.standalone import standalone
+from api.gateway.usage_log import UsageLog
 from fleet.db.session import Database
 from fleet.db.usage import UsageRow
 from tests.unit.gateway.conftest import FAST
@@ -44,7 +45,8 @@ def names(gateway_database: Database) -> Names:
 @pytest.fixture
 async def served(names: Names, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Gateway]]:
     """(a client of it, the gateway)."""
-    gateway = Gateway(names.database, options=FAST, open_sealed=MASTER.open, usage_folder=tmp_path / "spool")
+    usage = UsageLog(names.database, tmp_path / "spool")
+    gateway = Gateway(names.database, options=FAST, open_sealed=MASTER.open, usage=usage)
     config = uvicorn.Config(
         standalone(gateway),
         http=quick_http(gateway),
@@ -298,14 +300,18 @@ async def test_the_generic_proxy_passes_method_path_query_and_body(names: Names,
         names.serve("m", engine.url)
         names.add_route("a/b", {"deployment": "m"})
         await gateway.refresh()
-        answer = await client.post("/model/a%2Fb/tokenize?x=1", content=b"raw", headers={"content-type": "text/x"})
+        answer = await client.post("/model/a%2Fb/v1/pool?x=1", content=b"raw", headers={"content-type": "text/x"})
         assert answer.content == b"raw"
-        assert head(engine).startswith("post /tokenize?x=1 http/1.1\r\n")
+        assert head(engine).startswith("post /v1/pool?x=1 http/1.1\r\n")
         assert "content-type: text/x\r\n" in head(engine)
         await client.get("/model/m/v1/things")
         assert head(engine).startswith("get /v1/things http/1.1\r\n")
         assert (await client.get("/model/nobody/x")).status_code == 404
-        assert (await client.get("/model/m/../../etc")).status_code == 404
+        assert (await client.get("/model/m/v1/../../etc")).status_code == 404
+        seen = len(engine.requests)
+        assert (await client.post("/model/m/shutdown")).status_code == 404
+        assert (await client.post("/model/m/v1/load_lora_adapter")).status_code == 403
+        assert len(engine.requests) == seen
 
 
 async def test_headers_of_a_route_are_set_and_forwarded(names: Names, served: Served) -> None:

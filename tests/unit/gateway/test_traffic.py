@@ -301,3 +301,17 @@ async def test_gateways_count_side_by_side(world: World, start_gateway: GatewayF
 def rename(database: Database, table: str, name: str) -> None:
     with database.engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
+
+
+async def test_an_engine_that_says_it_cannot_is_counted_though_another_answers(world: World, gateway: Gateway) -> None:
+    async def cannot(exchange: Exchange) -> None:
+        await exchange.answer(b'{"error": {"message": "loading"}}', status="503 Loading")
+
+    async with raw_engine(cannot) as bad, raw_engine(echo) as well:
+        serve(world, bad.url, well.url)
+        await gateway.refresh()
+        client = Client(gateway, KEY)
+        assert [(await client.chat()).status for _ in range(4)] == [200] * 4
+        await flush(gateway)
+        assert bad.requests
+        assert counted(world)["i-1"] == (len(bad.requests), len(bad.requests), len(bad.requests))
