@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -91,8 +91,6 @@ class Generation:
     places: Sequence[Sequence[socket.socket]]
     """The sockets of each."""
     env: Mapping[str, str]
-    on_gone: Callable[[int], None]
-    """Is told the process id of each that has ended."""
     drain_s: float
     replaces: bool
     """Others serve until it is ready: none of it accepts anything before it can answer, or is tried twice."""
@@ -147,7 +145,6 @@ class Generation:
             began = loop.time()
             code = await worker.gone()
             del self._workers[place]
-            self.on_gone(worker.process.pid)
             if self._leaving.is_set() or self.replaces:
                 return
             log.error("worker %d ended with %d, starting another one", worker.process.pid, code)
@@ -253,13 +250,7 @@ class GatewayWorkers:
         # None is ever closed, as people may be waiting there: of fewer workers each gets more.
         places = [self._sockets[place::count] for place in range(count)] if _SHARES else [self._sockets] * count
         env = {_MULTIPROC: self._metrics_folder, **os.environ}
-        return Generation(places, env, self._forget, self._settings.drain_s, replaces)
-
-    def _forget(self, pid: int) -> None:
-        """Gauges of a worker that is gone; what it counted stays."""
-        from prometheus_client.multiprocess import mark_process_dead
-
-        mark_process_dead(pid, os.environ.get(_MULTIPROC, self._metrics_folder))  # type: ignore[no-untyped-call]
+        return Generation(places, env, self._settings.drain_s, replaces)
 
 
 async def _first(*events: asyncio.Event) -> asyncio.Event:
