@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from api.gateway.shared_metrics import ENVIRONMENT
 from fleet.logs import configure_logging
 from fleet.serving import CannotListen, listen
 from fleet.settings import Settings
@@ -35,7 +36,6 @@ _PROVEN_S = 10.0
 _LOOK_EVERY_S = 0.02
 _LATE_S = 10.0
 """Beyond its time to finish; then a worker is killed."""
-_MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"
 """Where all workers write what they count, so that any of them can answer for all (``prometheus_client``)."""
 _SHARES = sys.platform == "linux"
 """Elsewhere the system does not spread connections over several sockets: there, workers share one."""
@@ -249,7 +249,7 @@ class GatewayWorkers:
             self._sockets.append(listen(*self._address, shared=_SHARES))
         # None is ever closed, as people may be waiting there: of fewer workers each gets more.
         places = [self._sockets[place::count] for place in range(count)] if _SHARES else [self._sockets] * count
-        env = {_MULTIPROC: self._metrics_folder, **os.environ}
+        env = {ENVIRONMENT: self._metrics_folder, **os.environ}
         return Generation(places, env, self._settings.drain_s, replaces)
 
 
