@@ -36,7 +36,6 @@ _PROVEN_S = 10.0
 _LOOK_EVERY_S = 0.02
 _LATE_S = 10.0
 """Beyond its time to finish; then a worker is killed."""
-"""Where all workers write what they count, so that any of them can answer for all (``prometheus_client``)."""
 _SHARES = sys.platform == "linux"
 """Elsewhere the system does not spread connections over several sockets: there, workers share one."""
 
